@@ -1,0 +1,115 @@
+"""From a Lipschitz constant of the encoder to the robustness gap and to certified radii (paper, Corollary 3.3).
+
+With logits = C z + b, z = encoder(x), L_p the encoder's constant and p* the dual of p (1 for linf, 2 for l2):
+
+    binary logistic loss:       F_adv <= F + eps L_p ||c||_{p*}
+    multi-class cross-entropy:  F_adv <= F + eps L_p E_y[ max_{j != y} ||c_j - c_y||_{p*} ]
+    certified radius of x:      min_{j != y} (logit_y - logit_j) / (L_p ||c_j - c_y||_{p*})
+
+The multi-class form is ours: cross-entropy is 1-Lipschitz in max_{j != y} |change of (logit_j - logit_y)|. Two classes
+give the paper's form with c = c_1 - c_0.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pinchpoint.errors import ModelError, ThreatError
+from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate
+from pinchpoint.records import Norm
+
+
+def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tensor, "classes classes"]:
+    """||c_j - c_y||_{p*} at [y, j], raised by the rounding error.
+
+    >>> dual_differences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "linf").round(decimals=6).tolist()
+    [[0.0, 2.0], [2.0, 0.0]]
+    """
+    check_norm(norm)
+    head = as_matrix(head)
+    differences = head[None, :, :] - head[:, None, :]
+    norms = torch.linalg.vector_norm(differences, 1 if norm == "linf" else 2, dim=-1)
+    return norms * inflate(1.0, head.shape[1])
+
+
+def head_factor(head: Float[Tensor, "classes d"], labels: Int[Tensor, "batch"], norm: Norm) -> float:
+    """E_y[ max_{j != y} ||c_j - c_y||_{p*} ] over the labels seen."""
+    _check_labels(labels, head.shape[0])
+    return float(dual_differences(head, norm).amax(dim=1)[labels].mean())
+
+
+def gap_bound_binary(lipschitz: float, head: Float[Tensor, "d"], eps: float, norm: Norm) -> float:
+    """Corollary 3.3: how much the logistic loss log(1 + exp(-y c.z)) can rise within eps, at most.
+
+    >>> round(gap_bound_binary(2.0, torch.tensor([1.0, -1.0]), 0.1, "linf"), 6)
+    0.4
+    """
+    _check_eps(eps)
+    return eps * lipschitz * float(dual_differences(torch.stack([torch.zeros_like(head), head]), norm)[0, 1])
+
+
+def gap_bound(
+    lipschitz: float, head: Float[Tensor, "classes d"], labels: Int[Tensor, "batch"], eps: float, norm: Norm
+) -> float:
+    """How much the mean cross-entropy over ``labels`` can rise within eps, at most.
+
+    Args:
+        lipschitz: an upper bound on the encoder's constant in ``norm``.
+        head: weights of the last layer.
+        labels: class of each sample.
+        eps: budget, in input units.
+        norm: ``linf`` or ``l2``.
+    """
+    _check_eps(eps)
+    return eps * lipschitz * head_factor(head, labels, norm)
+
+
+def certified_radii(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, "batch"],
+    lipschitz: float,
+    head: Float[Tensor, "classes d"],
+    norm: Norm,
+) -> Float[Tensor, "batch"]:
+    """Radius around each sample within which no perturbation changes the class; 0 where it is already wrong.
+
+    Args:
+        logits: clean logits; evaluate them in float64 for a certificate that does not hang on rounding.
+        labels: true classes.
+        lipschitz: an upper bound on the encoder's constant.
+        head: weights of the last layer.
+        norm: ``linf`` or ``l2``.
+
+    >>> radii = certified_radii(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), 1.0, torch.eye(2), "linf")
+    >>> radii.round(decimals=6).tolist()
+    [1.0, 0.0]
+    """
+    _check_labels(labels, logits.shape[1])
+    if logits.shape[1] != head.shape[0]:
+        raise ModelError("logits and head must agree on the number of classes", logits.shape[1], "check the head")
+    logits = logits.detach().double()
+    margins = logits.gather(1, labels[:, None]) - logits
+    change = lipschitz * dual_differences(head, norm).to(logits.device)[labels]
+    other = torch.arange(logits.shape[1], device=logits.device)[None] != labels[:, None]
+    ratios = torch.where(change > 0, margins / change, torch.where(margins > 0, torch.inf, 0.0))
+    radii = torch.where(other, ratios, torch.inf).amin(dim=1)
+    return radii.clamp_min(0.0)
+
+
+def certified_accuracy(radii: Float[Tensor, "batch"], eps: float) -> float:
+    """Share of samples that are right and stay right within eps. Never above what any attack leaves."""
+    _check_eps(eps)
+    return float(((radii > 0) & (radii >= eps)).double().mean())
+
+
+def _check_eps(eps: float) -> None:
+    if not eps >= 0:
+        raise ThreatError("eps must be zero or more", eps, "give the budget in input units, for example 8/255")
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        seen = "no label" if labels.numel() == 0 else f"labels {int(labels.min())} ... {int(labels.max())}"
+        raise ModelError(f"labels must lie in 0 ... {classes - 1}", seen, "check the data set against the model's head")

@@ -1,0 +1,154 @@
+"""Any nn.Module as an ordered list of linear operators: THE place where weights become matrices.
+
+A fully connected layer is its h x d weight. A convolution is the out x (in/groups * kh * kw) matrix whose rows are the
+filters: right for compressibility, not an operator norm. A module that offers ``weight_matrix()`` is seen as that matrix
+(low-rank layers do). Parametrised and masked weights are seen as they act, because ``module.weight`` is what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, overload, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pinchpoint.errors import ModelError
+from pinchpoint.measure.spectrum import as_matrix
+from pinchpoint.records import Skipped
+
+
+@runtime_checkable
+class HasMatrix(Protocol):
+    """A module that acts as one matrix, whatever its parameters look like."""
+
+    def weight_matrix(self) -> Tensor:
+        """The h x d matrix the module multiplies with."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear operator.
+
+    Attributes:
+        name: the module's path in the model, as in ``model.named_modules()``.
+        kind: ``linear``, ``conv2d`` or the class name of a module with ``weight_matrix()``.
+        matrix: h x d, float64, detached.
+        bias: length h, float64, or None.
+        module: the module itself.
+        parameters: how many numbers the layer stores.
+    """
+
+    name: str
+    kind: str
+    matrix: Float[Tensor, "h d"]
+    bias: Float[Tensor, "h"] | None
+    module: nn.Module
+    parameters: int
+
+
+class Layers(Sequence[Layer]):
+    """Layers in the order of the model, and what was skipped."""
+
+    def __init__(self, found: Sequence[Layer], skipped: Sequence[Skipped]) -> None:
+        self._found = tuple(found)
+        self.skipped = tuple(skipped)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
+    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
+        return self._found[index]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._found)
+
+    @property
+    def encoder(self) -> tuple[Layer, ...]:
+        """All layers but the last one."""
+        return self._found[:-1]
+
+    @property
+    def head(self) -> Layer:
+        """The last layer: logits = head(representation)."""
+        return self._found[-1]
+
+
+def weight_matrix(module: nn.Module) -> Float[Tensor, "h d"] | None:
+    """The module's weights as a matrix that autograd can follow, or None where it is not a linear operator we know.
+
+    >>> weight_matrix(nn.Conv2d(3, 8, kernel_size=5)).shape
+    torch.Size([8, 75])
+    """
+    if isinstance(module, HasMatrix):
+        return module.weight_matrix()
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return module.weight.flatten(1)
+    return None
+
+
+def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and modules that ``weight_matrix`` understands, each module once, in the order of registration."""
+    return [(name, module) for name, module in _outermost(model) if _is_operator(module)]
+
+
+def layers(model: nn.Module) -> Layers:
+    """The model's linear operators, in the order of registration.
+
+    Raises:
+        ModelError: where there is none, or where a weight is NaN, infinite, complex or integer.
+
+    >>> found = layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.LayerNorm(3), nn.Linear(3, 2)))
+    >>> [(layer.name, tuple(layer.matrix.shape)) for layer in found], found.skipped[0].kind
+    ([('0', (3, 4)), ('3', (2, 3))], 'LayerNorm')
+    """
+    found: list[Layer] = []
+    skipped: list[Skipped] = []
+    for name, module in _outermost(model):
+        matrix = weight_matrix(module)
+        if matrix is None:
+            if any(True for _ in module.parameters(recurse=False)):
+                reason = "not seen as a linear operator yet"
+                skipped.append(Skipped(name=name, kind=type(module).__name__, reason=reason))
+            continue
+        try:
+            dense = as_matrix(matrix)
+        except ModelError as error:
+            raise ModelError(f"layer '{name}': {error.rule}", error.value, error.remedy) from None
+        bias = getattr(module, "bias", None)
+        found.append(
+            Layer(
+                name=name,
+                kind={nn.Linear: "linear", nn.Conv2d: "conv2d"}.get(type(module), type(module).__name__),
+                matrix=dense,
+                bias=bias.detach().to(dense.dtype) if isinstance(bias, Tensor) else None,
+                module=module,
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+            )
+        )
+    if not found:
+        raise ModelError(
+            "a model must have at least one linear or convolutional layer", type(model).__name__, "give a network"
+        )
+    return Layers(found, skipped)
+
+
+def _is_operator(module: nn.Module) -> bool:
+    return isinstance(module, HasMatrix | nn.Linear | nn.Conv2d)
+
+
+def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules with their names, without those inside a module that is already seen as one matrix."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(not prefix or name.startswith(f"{prefix}.") for prefix in inside):
+            continue
+        yield name, module
+        if _is_operator(module):
+            inside.append(name)
