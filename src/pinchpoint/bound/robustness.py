@@ -30,7 +30,7 @@ def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tens
     check_norm(norm)
     head = as_matrix(head)
     differences = head[None, :, :] - head[:, None, :]
-    norms = torch.linalg.vector_norm(differences, 1 if norm == "linf" else 2, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(differences, 1 if norm == "linf" else 2, dim=-1)
     return norms * inflate(1.0, head.shape[1])
 
 
