@@ -74,7 +74,7 @@ def pgd(
             else:
                 values, logits = value(model, adv, y[index], objective)
             wrong = fooled(logits, y[index])
-            better = (values > best_value[index]) & ~(fallen[index] if drop_fallen else torch.zeros_like(wrong))
+            better = values > best_value[index]
             take = better | wrong if drop_fallen else better
             best[index[take]], best_value[index[take]] = adv[take], values[take]
             fallen[index[wrong]] = True

@@ -1,0 +1,99 @@
+"""A checkpoint is a directory: model.safetensors and config.json. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pinchpoint.errors import CheckpointError
+from pinchpoint.learn.models import ModelConfig, build
+
+_TENSORS, _CONFIG = "model.safetensors", "config.json"
+
+
+class CheckpointConfig(BaseModel):
+    """What is needed to build the network again, and what data it was made for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    model: ModelConfig
+    input_shape: tuple[int, ...]
+    classes: int
+    data: str = ""
+
+
+def save(directory: Path, model: nn.Module, config: CheckpointConfig) -> None:
+    """Write both files, each by atomic rename; the config comes last, so a checkpoint with one is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as temporary:
+        save_file(tensors, Path(temporary) / _TENSORS)
+        (Path(temporary) / _CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        for name in (_TENSORS, _CONFIG):
+            os.replace(Path(temporary) / name, directory / name)
+
+
+def load(path: Path) -> tuple[nn.Sequential, CheckpointConfig]:
+    """Build the network of a checkpoint directory (or of the .safetensors file in it), in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: where a file is missing, truncated or malformed, or the tensors do not fit the config.
+    """
+    directory = path.parent if path.suffix == ".safetensors" else path
+    for name in (_CONFIG, _TENSORS):
+        if not (directory / name).is_file():
+            raise CheckpointError(
+                f"a checkpoint is a directory with {_TENSORS} and {_CONFIG}",
+                f"no {name} in {directory}",
+                "give the directory that a study or pinchpoint.learn.checkpoint.save wrote",
+            )
+    try:
+        config = CheckpointConfig.model_validate_json((directory / _CONFIG).read_bytes())
+    except (ValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{directory / _CONFIG} must describe a model",
+            first_problem(error),
+            "restore the file the checkpoint came with",
+        ) from None
+    try:
+        tensors = load_file(directory / _TENSORS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory / _TENSORS} must be a whole safetensors file", str(error), "copy or train it again"
+        ) from None
+    return fill(config, tensors, directory), config
+
+
+def fill(config: CheckpointConfig, tensors: dict[str, torch.Tensor], where: Path) -> nn.Sequential:
+    """The config's network with these tensors in it; names, shapes and dtypes must match."""
+    model = build(config.model, config.input_shape, config.classes)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"the tensors in {where} must fit its config, which asks for {name} {wanted.get(name, 'nowhere')}",
+                f"{name} {found.get(name, 'missing')}",
+                "put the config beside the tensors it was written with",
+            )
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def first_problem(error: Exception) -> str:
+    """The first thing a validation found, in a few words."""
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        return f"{where or 'the file'}: {problem['msg']}"
+    return str(error) if not isinstance(error, json.JSONDecodeError) else error.msg
