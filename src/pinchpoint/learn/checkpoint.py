@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -40,7 +39,7 @@ def save(directory: Path, model: nn.Module, config: CheckpointConfig) -> None:
         save_file(tensors, Path(temporary) / _TENSORS)
         (Path(temporary) / _CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
         for name in (_TENSORS, _CONFIG):
-            os.replace(Path(temporary) / name, directory / name)
+            (Path(temporary) / name).replace(directory / name)
 
 
 def load(path: Path) -> tuple[nn.Sequential, CheckpointConfig]:

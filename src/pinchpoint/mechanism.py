@@ -1,0 +1,144 @@
+"""Where perturbations point, and how much each layer amplifies them (paper, section 4).
+
+Compressibility gives a layer few dominant right singular vectors. If the adversary aims at them, a perturbation has more
+of its length in their span than a random direction's sqrt(k / d).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pinchpoint.errors import ModelError
+from pinchpoint.evaluate import eval_mode
+from pinchpoint.measure.layers import linear_modules, weight_matrix
+from pinchpoint.measure.spectrum import as_matrix
+
+
+def right_singular_vectors(matrix: Float[Tensor, "h d"], k: int) -> Float[Tensor, "k d"]:
+    """The k dominant right singular vectors, as rows, in float64.
+
+    Raises:
+        ModelError: where k is outside 1 ... min(h, d).
+    """
+    if not 1 <= k <= min(matrix.shape):
+        raise ModelError(f"k must lie in 1 ... {min(matrix.shape)}", k, "choose fewer directions")
+    rows: Tensor = torch.linalg.svd(as_matrix(matrix), full_matrices=False).Vh[:k]
+    return rows
+
+
+def alignment(matrix: Float[Tensor, "h d"], perturbations: Float[Tensor, "batch d"], k: int) -> Float[Tensor, "batch"]:
+    """||V_k' a||_2 / ||a||_2: the share of each perturbation's length in the k dominant right singular directions.
+
+    0 for a perturbation of zero. For k = 1 it is |v_1 . a| / ||a||_2. A random direction has about ``baseline(k, d)``.
+
+    >>> alignment(torch.diag(torch.tensor([5.0, 1.0])), torch.tensor([[3.0, 4.0]]), k=1).round(decimals=6).tolist()
+    [0.6]
+    """
+    vectors = right_singular_vectors(matrix, k)
+    a = perturbations.detach().double().to(vectors.device)
+    length = torch.linalg.vector_norm(a, dim=1)
+    inside = torch.linalg.vector_norm(a @ vectors.T, dim=1)
+    return torch.where(length > 0, inside / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def baseline(k: int, d: int) -> float:
+    """sqrt(k / d): root mean square of ``alignment`` over random directions."""
+    return math.sqrt(k / d)
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """One layer's part in a perturbation's way through the network.
+
+    Attributes:
+        name: the layer.
+        k: number of dominant directions looked at.
+        alignment: mean over samples of the perturbation's alignment at the layer's input.
+        baseline: what random directions have.
+        amplification: mean over samples of ||f(x_adv) - f(x)||_2 / ||f(x)||_2 at the layer's output.
+    """
+
+    name: str
+    k: int
+    alignment: float
+    baseline: float
+    amplification: float
+
+
+def trace(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], x_adv: Float[Tensor, "batch *shape"], *, k_share: float = 0.1
+) -> list[LayerTrace]:
+    """Follow perturbations through a model's fully connected layers, in the order they are called.
+
+    Args:
+        model: any module; fully connected (and low-rank) layers are looked at.
+        x, x_adv: inputs and perturbed inputs. Pairs that are equal are left out.
+        k_share: k = ceil(k_share * min(h, d)) dominant directions for each layer.
+
+    Raises:
+        ModelError: where the model has no such layer or no pair differs.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    >>> [step.name for step in trace(model, torch.zeros(2, 4) + 0.5, torch.ones(2, 4))]
+    ['0', '2']
+    """
+    changed = (x_adv != x).flatten(1).any(1)
+    if not bool(changed.any()):
+        raise ModelError("at least one perturbed input must differ from the input", "none", "use a larger budget")
+    clean, moved = _activations(model, x[changed]), _activations(model, x_adv[changed])
+    if not clean:
+        raise ModelError("a trace needs fully connected layers", "none", "give a model with nn.Linear layers")
+    steps = []
+    for name, (module, source, target) in clean.items():
+        _, moved_source, moved_target = moved[name]
+        matrix = weight_matrix(module)
+        assert matrix is not None
+        k = math.ceil(k_share * min(matrix.shape))
+        steps.append(
+            LayerTrace(
+                name=name,
+                k=k,
+                alignment=float(alignment(matrix, moved_source - source, k).mean()),
+                baseline=baseline(k, matrix.shape[1]),
+                amplification=float(relative_change(target, moved_target).mean()),
+            )
+        )
+    return steps
+
+
+def relative_change(z: Float[Tensor, "batch d"], z_adv: Float[Tensor, "batch d"]) -> Float[Tensor, "batch"]:
+    """||z_adv - z||_2 / ||z||_2 for each sample, in float64; 0 where nothing changes.
+
+    >>> relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])).tolist()
+    [0.2]
+    """
+    z, z_adv = z.detach().double(), z_adv.detach().double()
+    change = torch.linalg.vector_norm(z_adv - z, dim=1)
+    size = torch.linalg.vector_norm(z, dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(change > 0, change / size, 0.0)
+
+
+def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """Input and output of each fully connected layer, in the order of the calls."""
+    seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    handles = []
+    for name, module in linear_modules(model):
+        if isinstance(module, nn.Conv2d):
+            continue
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            seen[name] = (module, inputs[0].detach().flatten(1), output.detach().flatten(1))
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
