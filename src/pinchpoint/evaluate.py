@@ -43,7 +43,8 @@ class Verdict:
     Attributes:
         threat: ball and box.
         fallen: misclassified, clean or by an example that passed the check.
-        adversarial: the inputs themselves, or for fallen samples the example that fooled the model.
+        adversarial: for fallen samples the example that fooled the model; for the others the last attempt that passed
+            the check of ball and box (the input itself where there was none).
         stage: per sample ``clean`` (wrong without attack), the name of the attack that settled it, or ``survived``.
         rejected: examples that fooled the model but lay outside ball or box; they do not count.
     """
@@ -170,7 +171,7 @@ def robust_accuracy(
             tally.judge("known", torch.arange(len(x), device=x.device), known)
         if threat.eps > 0:
             for name, attack in chosen.items():
-                for rows in tally.standing().split(batch_size):
+                for rows in tally.standing():
                     tally.judge(name, rows, attack(model, x[rows], y[rows], threat))
     return Verdict(threat, tally.fallen, tally.adversarial, tuple(tally.stage), tally.rejected)
 
@@ -185,9 +186,10 @@ class _Tally:
         self.adversarial = x.clone()
         self.rejected = 0
 
-    def standing(self) -> Tensor:
-        """Rows no example has fooled yet."""
-        return torch.nonzero(~self.fallen).squeeze(1)
+    def standing(self) -> Sequence[Tensor]:
+        """Rows no example has fooled yet, in batches; nothing where none stands."""
+        rows = torch.nonzero(~self.fallen).squeeze(1)
+        return rows.split(self.batch_size) if len(rows) else ()
 
     def judge(self, name: str, rows: Tensor, candidates: Tensor) -> None:
         """Check the candidates for these rows; note which of the standing ones fell."""
@@ -197,8 +199,9 @@ class _Tally:
             return
         wrong = logits_of(self.model, stored, self.batch_size).argmax(1) != self.y[rows]
         allowed = within(stored, self.x[rows], self.threat)
+        self.adversarial[rows[allowed]] = stored[allowed]
         took = rows[wrong & allowed]
-        self.fallen[took], self.adversarial[took] = True, stored[wrong & allowed]
+        self.fallen[took] = True
         for row in took.tolist():
             self.stage[row] = name
         self.rejected += int((wrong & ~allowed).sum())
@@ -211,10 +214,13 @@ def robust_curve(
     threats: Sequence[Threat],
     *,
     attacks: dict[str, Attack] | None = None,
+    known: Verdict | None = None,
 ) -> list[Verdict]:
     """Verdicts for rising budgets of one norm. An example found at a small budget counts at every larger one.
 
-    So each budget attacks only what the smaller ones left standing, and the curve never rises.
+    So each budget attacks only what the smaller ones left standing, and the curve never rises. Failed attempts of the
+    budget before, stretched to the new one, are tried before any attack. ``known`` is a verdict at a smaller budget to
+    start from.
 
     Raises:
         ThreatError: where norms or boxes differ or the budgets do not rise.
@@ -226,9 +232,17 @@ def robust_curve(
     chosen = default_attacks(model, x) if attacks is None else attacks
     verdicts: list[Verdict] = []
     for threat in threats:
-        known = verdicts[-1].adversarial if verdicts else None
-        verdicts.append(robust_accuracy(model, x, y, threat, attacks=chosen, known=known))
+        candidates = None if known is None else _stretch(x, known, threat)
+        known = robust_accuracy(model, x, y, threat, attacks=chosen, known=candidates)
+        verdicts.append(known)
     return verdicts
+
+
+def _stretch(x: Tensor, known: Verdict, threat: Threat) -> Tensor:
+    """What fooled the model at a smaller budget, and failed attempts carried on to the larger one."""
+    factor = threat.eps / known.threat.eps if known.threat.eps > 0 else 1.0
+    stretched = threat.project(x + factor * (known.adversarial - x), x)
+    return torch.where(known.fallen.reshape(-1, *(1,) * (x.ndim - 1)), known.adversarial, stretched)
 
 
 def adversarial_loss(

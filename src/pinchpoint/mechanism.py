@@ -60,13 +60,15 @@ class LayerTrace:
         k: number of dominant directions looked at.
         alignment: mean over samples of the perturbation's alignment at the layer's input.
         baseline: what random directions have.
-        amplification: mean over samples of ||f(x_adv) - f(x)||_2 / ||f(x)||_2 at the layer's output.
+        source_amplification: mean over samples of ||z_adv - z||_2 / ||z||_2, z the layer's input.
+        amplification: the same at the layer's output.
     """
 
     name: str
     k: int
     alignment: float
     baseline: float
+    source_amplification: float
     amplification: float
 
 
@@ -105,6 +107,7 @@ def trace(
                 k=k,
                 alignment=float(alignment(matrix, moved_source - source, k).mean()),
                 baseline=baseline(k, matrix.shape[1]),
+                source_amplification=float(relative_change(source, moved_source).mean()),
                 amplification=float(relative_change(target, moved_target).mean()),
             )
         )

@@ -35,12 +35,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "digits"
-    test_share: float = Field(0.25, gt=0, lt=1, description="only for data without a test set of its own")
-    validation_share: float = Field(0.15, gt=0, lt=1, description="of the training part, stratified")
+    test_share: float = Field(default=0.25, gt=0, lt=1, description="only for data without a test set of its own")
+    validation_share: float = Field(default=0.15, gt=0, lt=1, description="of the training part, stratified")
     split_seed: int = 0
-    limit_train: int | None = Field(None, ge=1, description="keep the first n training samples")
-    limit_test: int | None = Field(None, ge=1, description="keep the first n test samples")
-    root: str = Field("~/.cache/pinchpoint", description="where torchvision keeps its files")
+    limit_train: int | None = Field(default=None, ge=1, description="keep the first n training samples")
+    limit_test: int | None = Field(default=None, ge=1, description="keep the first n test samples")
+    root: str = Field(default="~/.cache/pinchpoint", description="where torchvision keeps its files")
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["fcn"] = "fcn"
-    hidden: tuple[int, ...] = Field((128, 128), description="width of each hidden layer")
+    hidden: tuple[int, ...] = Field(default=(128, 128), description="width of each hidden layer")
     bias: bool = False
-    rank: int | None = Field(None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -27,14 +27,16 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
-    patience: int | None = Field(10, ge=1, description="epochs without a lower validation loss; null: no stopping")
-    adversarial_share: float = Field(0.5, ge=0, le=1, description="of each batch, where an attack is given")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd only")
+    patience: int | None = Field(
+        default=10, ge=1, description="epochs without a lower validation loss; null: no stopping"
+    )
+    adversarial_share: float = Field(default=0.5, ge=0, le=1, description="of each batch, where an attack is given")
 
 
 @dataclass(frozen=True)
