@@ -108,8 +108,10 @@ def within(
         inside = inside & ((stored >= low) & (stored <= high)).flatten(1).all(1)
     unit = 2.0**-23 * float(x.detach().abs().max().clamp_min(threat.eps))
     if threat.norm == "linf":
-        return inside & (delta.abs().amax(1) <= threat.eps + unit)
-    return inside & (delta.pow(2).sum(1).sqrt() <= threat.eps + unit * delta.shape[1] ** 0.5)
+        near: Tensor = delta.abs().amax(1) <= threat.eps + unit
+    else:
+        near = delta.pow(2).sum(1).sqrt() <= threat.eps + unit * delta.shape[1] ** 0.5
+    return inside & near
 
 
 def default_attacks(
