@@ -27,6 +27,10 @@ class PinchpointError(ValueError):
         self.rule, self.value, self.remedy = rule, shown, remedy
         super().__init__(f"{rule}, but got {shown}; {remedy}.")
 
+    def __reduce__(self) -> tuple[type[PinchpointError], tuple[str, str, str]]:
+        """Errors cross process borders whole."""
+        return type(self), (self.rule, self.value, self.remedy)
+
 
 class ConfigError(PinchpointError):
     """A configuration file or option that does not hold together."""

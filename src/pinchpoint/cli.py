@@ -1,0 +1,297 @@
+"""The command line: thin. Every mistake of the user is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import pinchpoint
+from pinchpoint.errors import PinchpointError
+
+if TYPE_CHECKING:
+    from pinchpoint.records import Profile, Summary
+    from pinchpoint.study import Failure, StudyConfig, Task
+
+app = typer.Typer(
+    name="pinchpoint",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Measure how compressible a neural network is, bound what follows for its robustness, attack it for real, and
+    report what was found.
+
+    Start with [bold]pinchpoint demo[/bold]: three families of networks of rising compressibility, trained, measured, bounded
+    and attacked in about two minutes, with a report to look at.""",
+    rich_markup_mode="rich",
+)
+study_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Run experiments from files. A study file names a base configuration, families of grids and seeds; it is
+    validated whole before anything runs, and finished runs are never run again.""",
+)
+app.add_typer(study_app, name="study")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that run models side by side.  [default: one a core, four at most]")
+]
+File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
+
+out = Console()
+err = Console(stderr=True)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"pinchpoint {pinchpoint.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for runs and report.")] = Path("runs/demo"),
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Train, measure, bound and attack three families of networks on handwritten digits, and write a report.
+
+    The data come with scikit-learn; nothing is downloaded. What is finished is not done again, so a second call is quick.
+    """
+    from pinchpoint.study import catalogue
+
+    _run(catalogue("demo"), out_dir, workers, as_json)
+
+
+@study_app.command("run")
+def study_run(
+    file: File,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Run what is missing of a study, then write summary, Parquet and report.
+
+    Ctrl-C keeps what is finished; the same command goes on from there.
+    """
+    from pinchpoint.study import read
+
+    config = read(file)
+    _run(config, out_dir or _folder(config), workers, as_json)
+
+
+@study_app.command("status")
+def study_status(
+    file: File,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a study has come."""
+    from pinchpoint.study import Store, read, status
+
+    config = read(file)
+    folder = out_dir or _folder(config)
+    now = status(config, Store(folder))
+    if as_json:
+        content = {"study": config.study, "folder": str(folder), "total": now.total, "finished": now.finished}
+        typer.echo(json.dumps(content | {"waiting": now.waiting}))
+        return
+    typer.echo(f"{config.study}: {now.finished} of {now.total} runs finished in {folder}")
+    for label in now.waiting[:10]:
+        typer.echo(f"  waiting: {label}")
+    if len(now.waiting) > 10:
+        typer.echo(f"  and {len(now.waiting) - 10} more")
+
+
+@study_app.command("report")
+def study_report(
+    file: File,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write summary, Parquet and report from the runs that are finished."""
+    from pinchpoint.study import read
+
+    config = read(file)
+    _report(config, out_dir or _folder(config), [], as_json)
+
+
+@app.command()
+def profile(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint folder: model.safetensors and config.json.", show_default=False)
+    ],
+    k_share: Annotated[float, typer.Option(help="Share of rows or singular values counted as dominant.")] = 0.1,
+    target: Annotated[float, typer.Option(help="Residual that the smallest sufficient k must reach.")] = 0.1,
+    as_json: Json = False,
+) -> None:
+    """Measure how compressible each layer of a checkpoint is.
+
+    [bold]residual[/bold] is the share of the row norms' (or singular values') sum outside the k largest: low means
+    compressible. [bold]spread[/bold] is how unequal those k are. [bold]k[/bold] for the target residual says how many would do.
+    """
+    from pinchpoint.learn.checkpoint import load
+    from pinchpoint.measure import profile as measure
+
+    model, _ = load(checkpoint)
+    result = measure(model, k_share=k_share, target=target)
+    if as_json:
+        typer.echo(result.model_dump_json())
+        return
+    out.print(_profile_table(result, checkpoint))
+    typer.echo(f"network: neuron compressibility {result.neuron:.3f}, spectral compressibility {result.spectral:.3f}")
+
+
+def _folder(config: StudyConfig) -> Path:
+    return Path("runs") / config.study
+
+
+def _run(config: StudyConfig, folder: Path, workers: int | None, as_json: bool) -> None:
+    from pinchpoint.study import Store, default_workers, run
+
+    store = Store(folder)
+    tasks = config.plan()
+    before = sum(store.has(task.id) for task in tasks)
+    try:
+        with _progress(config.study, len(tasks), before) as watcher:
+            failures = run(config, store, watcher=watcher, workers=default_workers() if workers is None else workers)
+    except KeyboardInterrupt:
+        kept = sum(store.has(task.id) for task in tasks)
+        err.print(
+            f"Interrupted: {kept} of {len(tasks)} runs are kept in {folder}. The same command goes on from there."
+        )
+        raise typer.Exit(130) from None
+    _report(config, folder, failures, as_json)
+    if failures:
+        err.print(f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0].label}: {failures[0].reason}")
+        raise typer.Exit(2)
+
+
+def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json: bool) -> None:
+    from pinchpoint.report.page import write
+    from pinchpoint.study import Store, gather
+
+    summary, runs = gather(config, Store(folder), failures)
+    page = write(summary, runs, folder / "report.html")
+    if as_json:
+        typer.echo(summary.model_dump_json())
+        return
+    out.print(_summary_table(summary))
+    typer.echo(summary.headline)
+    for note in summary.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"summary: {folder / 'summary.json'}\nrecords: {folder / 'records.parquet'}\nreport:  {page}")
+
+
+class _Watcher:
+    """Shows runs as they finish."""
+
+    def __init__(self, progress: Progress, total: int, before: int, name: str) -> None:
+        self.progress = progress
+        self.bar = progress.add_task(name, total=total, completed=before, now="starting")
+
+    def stage(self, task: Task, stage: str) -> None:
+        self.progress.update(self.bar, now=f"{task.label}: {stage}")
+
+    def finished(self, task: Task, failure: Failure | None) -> None:
+        self.progress.update(self.bar, advance=1, now=f"{'FAILED' if failure else 'done'}: {task.label}")
+
+
+@contextmanager
+def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield _Watcher(progress, total, before, name)
+
+
+def _summary_table(summary: Summary) -> Table:
+    """One line a family and level: means over seeds."""
+    table = Table(
+        title=f"{summary.title}\nmeans over seeds; RA: accuracy under AutoPGD; U: under one universal perturbation"
+    )
+    norms = [norm for norm in ("linf", "l2") if f"robust_accuracy_{norm}" in summary.families[0].levels[0].mean]
+    eps = {norm: summary.models[0].get(f"eps_{norm}") for norm in norms}
+    for heading in ("family", "level", "compress.", "clean"):
+        table.add_column(heading, justify="left" if heading in ("family", "level") else "right")
+    for norm in norms:
+        for heading in (f"RA {norm}\n{eps[norm]:g}", "RA/SA", f"U {norm}", f"gap\n{norm}", "bound", "amplif."):
+            table.add_column(heading, justify="right")
+    for family in summary.families:
+        for level in family.levels:
+            values = [level.mean.get("compressibility"), level.mean.get("clean_accuracy")]
+            for norm in norms:
+                for key in (
+                    "robust_accuracy",
+                    "robust_over_clean",
+                    "universal_accuracy",
+                    "gap",
+                    "gap_bound",
+                    "amplification",
+                ):
+                    values.append(level.mean.get(f"{key}_{norm}"))
+            table.add_row(
+                family.title if level is family.levels[0] else "",
+                level.label,
+                *("-" if value is None else f"{value:.3g}" for value in values),
+                end_section=level is family.levels[-1],
+            )
+    return table
+
+
+def _profile_table(result: Profile, checkpoint: Path) -> Table:
+    table = Table(title=f"Compressibility of {checkpoint}")
+    table.add_column("layer")
+    for heading in ("shape", "effective\nrank", "stable\nrank"):
+        table.add_column(heading, justify="right")
+    for view in ("neuron", "spectral"):
+        for heading in (f"{view}\nk", "residual", "spread", f"k for\n{result.layers[0].neuron.target:g}"):
+            table.add_column(heading, justify="right")
+    for layer in result.layers:
+        cells = [
+            layer.name,
+            f"{layer.rows} x {layer.columns}",
+            f"{layer.effective_rank:.1f}",
+            f"{layer.stable_rank:.2f}",
+        ]
+        for view in (layer.neuron, layer.spectral):
+            cells += [str(view.k), f"{view.residual:.3f}", f"{view.spread:.3f}", f"{view.k_for_target} of {view.n}"]
+        table.add_row(*cells)
+    return table
+
+
+def main() -> None:
+    """Entry point: errors of the family become one sentence and exit status 2."""
+    try:
+        app()
+    except PinchpointError as error:
+        err.print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a study found, in sentences computed from its correlations and means.
+
+The direction of an effect is measured, never assumed. It counts as found only where every seed shows the same sign and
+the pooled Spearman correlation has p < 0.05; everything else is called undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pinchpoint.records import Correlation, Family, Level, Norm
+
+_LEVEL = 0.05
+
+
+def direction(correlation: Correlation) -> int:
+    """-1 fell, +1 rose, 0 undecided: all seeds agree in sign, and p < 0.05 over all models. One seed decides nothing."""
+    if correlation.rho is None or correlation.p_value is None or correlation.p_value >= _LEVEL:
+        return 0
+    signs = {0 if rho is None else (rho > 0) - (rho < 0) for rho in correlation.rho_by_seed}
+    return signs.pop() if len(signs) == 1 and len(correlation.rho_by_seed) > 1 else 0
+
+
+def findings(
+    norm: Norm, eps: float, correlations: Sequence[Correlation], levels: Sequence[Level], models: int
+) -> list[str]:
+    """What happened to robust accuracy as compressibility rose, at the judged budget and over the curve."""
+    verb = {-1: "fell", 0: "did not move consistently", 1: "rose"}
+    paper = {-1: "the paper's direction", 0: "undecided", 1: "opposite to the paper"}
+    found = _find(correlations, "robust_accuracy", norm, eps)
+    relative = _find(correlations, "robust_over_clean", norm, eps)
+    key = f"robust_accuracy_{norm}"
+    first, best, last = levels[0], max(levels, key=lambda level: level.mean.get(key) or 0.0), levels[-1]
+    sentences = [
+        f"{_name(norm, eps)}: robust accuracy {verb[direction(found)]} as compressibility rose "
+        f"(Spearman {_rho(found)}; robust over clean accuracy {_rho(relative)}): {paper[direction(found)]}. "
+        f"From {_mean(first, key)} ({first.label}) to {_mean(last, key)} ({last.label})."
+    ]
+    if best.level not in (first.level, last.level):
+        sentences[0] += f" It was highest in between: {_mean(best, key)} ({best.label})."
+    curve = sorted(
+        (c for c in correlations if c.metric == "robust_accuracy" and c.norm == norm and c.eps is not None),
+        key=lambda c: c.eps or 0.0,
+    )
+    signs = [(c.eps or 0.0, direction(c)) for c in curve]
+    fell, rose = ([f"{at:g}" for at, sign in signs if sign == which] for which in (-1, 1))
+    if fell and rose:
+        sentences.append(
+            f"{norm}: the sign depends on the budget: robust accuracy falls with compressibility at eps {', '.join(fell)}, "
+            f"and rises at {', '.join(rose)}."
+        )
+    elif len(curve) > 1:
+        parts = [f"falls at eps {', '.join(fell)}"] if fell else []
+        parts += [f"rises at eps {', '.join(rose)}"] if rose else []
+        rest = len(curve) - len(fell) - len(rose)
+        parts += [f"is undecided at {rest} of {len(curve)} budgets"] if rest else []
+        sentences.append(f"{norm}: over the curve robust accuracy {' and '.join(parts)}.")
+    return sentences
+
+
+def headline(families: Sequence[Family], models: int, seeds: int) -> str:
+    verdicts = [
+        direction(correlation)
+        for family in families
+        for correlation in family.correlations
+        if correlation.metric == "robust_accuracy" and correlation == _judged(family, correlation.norm)
+    ]
+    fell, rose = verdicts.count(-1), verdicts.count(1)
+    undecided = len(verdicts) - fell - rose
+    opening = (
+        f"Over {models} models in {len(families)} {'family' if len(families) == 1 else 'families'} "
+        f"({seeds} {'seed' if seeds == 1 else 'seeds'}), more compressibility went with lower robust accuracy in "
+        f"{fell} of {len(verdicts)} comparisons (the paper's direction), with higher in {rose}, "
+        f"and was undecided in {undecided}."
+    )
+    details = "; ".join(
+        f"{family.title}: "
+        + ", ".join(
+            f"{_name(c.norm, c.eps)} {({-1: 'lower', 0: 'undecided', 1: 'higher'})[direction(c)]} (Spearman {_rho(c)})"
+            for c in (_judged(family, norm) for norm in dict.fromkeys(c.norm for c in family.correlations if c.norm))
+            if c is not None and c.norm is not None and c.eps is not None
+        )
+        for family in families
+    )
+    return f"{opening} {details}."
+
+
+def _judged(family: Family, norm: Norm | None) -> Correlation | None:
+    """The correlation at the judged budget: the one whose budget the ratio was taken at."""
+    ratio = next((c for c in family.correlations if c.metric == "robust_over_clean" and c.norm == norm), None)
+    return (
+        None
+        if ratio is None or norm is None or ratio.eps is None
+        else _find(family.correlations, "robust_accuracy", norm, ratio.eps)
+    )
+
+
+def _find(correlations: Sequence[Correlation], metric: str, norm: Norm, eps: float) -> Correlation:
+    return next(c for c in correlations if (c.metric, c.norm, c.eps) == (metric, norm, eps))
+
+
+def _name(norm: Norm | None, eps: float | None) -> str:
+    return f"{norm} {eps:g}"
+
+
+def _rho(correlation: Correlation) -> str:
+    if correlation.rho is None:
+        return "undefined"
+    seeds = [rho for rho in correlation.rho_by_seed if rho is not None]
+    spread = f", by seed {min(seeds):+.2f} to {max(seeds):+.2f}" if len(seeds) > 1 else ""
+    return f"{correlation.rho:+.2f} over {correlation.models} models{spread}"
+
+
+def _mean(level: Level, key: str) -> str:
+    mean, std = level.mean.get(key), level.std.get(key)
+    return "none" if mean is None else f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")

@@ -1,0 +1,109 @@
+"""One run: train a model, audit it, keep checkpoint and record."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pinchpoint
+from pinchpoint.audit import audit
+from pinchpoint.compress import ConstantFrobenius
+from pinchpoint.errors import ConfigError
+from pinchpoint.learn import DataConfig, Dataset, build, load, train
+from pinchpoint.learn.checkpoint import CheckpointConfig, save
+from pinchpoint.records import SCHEMA_VERSION, Run
+from pinchpoint.study.config import StudyConfig, Task
+from pinchpoint.study.store import Store
+
+
+@functools.lru_cache(maxsize=2)
+def _data(config: DataConfig) -> Dataset:
+    return load(config)
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is the first accelerator, or the CPU where there is none.
+
+    Raises:
+        ConfigError: for a device this machine does not have.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.device(name)
+    if device.type != "cpu":
+        count = torch.accelerator.device_count()
+        here = torch.accelerator.current_accelerator(check_available=True)
+        if here is None or here.type != device.type or (device.index or 0) >= count:
+            raise ConfigError("the device must be there", name, "use device: auto or device: cpu")
+    return device
+
+
+def check(config: StudyConfig) -> None:
+    """Try what every run will need (data, model, device) before any of them starts.
+
+    Raises:
+        PinchpointError: for the first thing that cannot work.
+    """
+    for cell in dict.fromkeys(task.cell for task in config.plan()):
+        device_of(cell.device)
+        data = _data(cell.data)
+        build(cell.model, data.input_shape, data.classes)
+
+
+def do(task: Task, store: Store, on_stage: Callable[[str], None] | None = None) -> Run:
+    """Do one task, or return its record where it is finished already."""
+    if store.has(task.id):
+        return store.load(task.id)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(task.cell.threads)
+    try:
+        return store.add(task.id, lambda folder: _run(task, folder, on_stage or (lambda stage: None)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(task: Task, folder: Path, on_stage: Callable[[str], None]) -> Run:
+    cell, seed = task.cell, task.seed
+    device = device_of(cell.device)
+    data = _data(cell.data)
+    on_stage("train")
+    model = build(cell.model, data.input_shape, data.classes, seed=seed).to(device)
+    keep = ConstantFrobenius(model, include_head=False) if cell.constant_frobenius else None
+    training = train(model, data, cell.train, seed=seed, penalty=cell.penalty.build(), after_step=keep)
+    audited = audit(model, data, cell.audit, seed=seed, on_stage=on_stage)
+    about = CheckpointConfig(model=cell.model, input_shape=data.input_shape, classes=data.classes, data=cell.data.name)
+    save(folder, model, about)
+    return Run(
+        id=task.id,
+        schema_version=SCHEMA_VERSION,
+        config=cell.model_dump(mode="json"),
+        seed=seed,
+        versions=versions(),
+        machine=f"{machine()}, {device.type}",
+        training=training,
+        audit=audited,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a number."""
+    return {
+        "pinchpoint": pinchpoint.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": version("scikit-learn"),
+    }
+
+
+def machine() -> str:
+    """Operating system and processor."""
+    import os
+
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

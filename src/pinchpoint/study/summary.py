@@ -1,0 +1,212 @@
+"""A study's records summarised: one row a model, means over seeds, rank correlations with compressibility."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pinchpoint.errors import StoreError
+from pinchpoint.records import Correlation, Family, Level, Member, Norm, Run, Summary
+from pinchpoint.study.config import FamilyConfig, StudyConfig
+from pinchpoint.study.engine import Failure
+from pinchpoint.study.findings import findings, headline
+
+_METRICS = (
+    "robust_accuracy",
+    "robust_over_clean",
+    "universal_accuracy",
+    "gap",
+    "gap_bound",
+    "lipschitz",
+    "amplification",
+    "alignment",
+)
+
+
+def summarise(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Failure] = ()) -> Summary:
+    """Summarise the runs that are there.
+
+    Raises:
+        StoreError: where none is.
+    """
+    members = [member for task in config.plan() for member in task.members if member.run in runs]
+    if not members:
+        raise StoreError(
+            "a report needs at least one finished run",
+            "an empty store",
+            "run the study first: pinchpoint study run FILE",
+        )
+    families = {family.name: family for family in config.families}
+    order = list(families)
+    members.sort(key=lambda member: (order.index(member.family), member.level, member.seed))
+    rows = [_row(families[member.family], member, runs[member.run]) for member in members]
+    summaries = [
+        _family(family, [row for row in rows if row["family"] == family.name], runs)
+        for family in config.families
+        if any(row["family"] == family.name for row in rows)
+    ]
+    first = runs[members[0].run]
+    return Summary(
+        study=config.study,
+        title=config.title or config.study,
+        headline=headline(summaries, len({row["run"] for row in rows}), len(config.seeds)),
+        families=summaries,
+        models=rows,
+        members=members,
+        notes=_notes(config, runs, failures),
+        versions=first.versions,
+        machine=first.machine,
+    )
+
+
+def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
+    """One model as a flat row; layers and curves nested."""
+    audit = run.audit
+    row: dict[str, Any] = {
+        "run": run.id,
+        "family": family.name,
+        "family_title": family.title or family.name,
+        "level": member.level,
+        "label": member.label,
+        "seed": member.seed,
+        "compressibility": getattr(audit.profile, family.view),
+        "neuron": audit.profile.neuron,
+        "spectral": audit.profile.spectral,
+        "clean_accuracy": audit.clean_accuracy,
+    }
+    for robustness in audit.robustness:
+        norm = robustness.norm
+        row |= {
+            f"eps_{norm}": robustness.eps,
+            f"robust_accuracy_{norm}": robustness.robust_accuracy,
+            f"robust_over_clean_{norm}": robustness.robust_over_clean,
+            f"certified_accuracy_{norm}": next(
+                p.certified_accuracy for p in robustness.curve if p.eps == robustness.eps
+            ),
+            f"universal_accuracy_{norm}": robustness.universal_accuracy,
+            f"gap_{norm}": robustness.gap,
+            f"gap_bound_{norm}": robustness.gap_bound,
+            f"curve_{norm}": [point.model_dump() for point in robustness.curve],
+        }
+    for bound in audit.bounds:
+        row |= {
+            f"lipschitz_{bound.norm}": bound.lipschitz,
+            f"lipschitz_structure_{bound.norm}": bound.lipschitz_structure,
+            f"lipschitz_lower_{bound.norm}": bound.lipschitz_lower,
+        }
+    for mechanism in audit.mechanism:
+        row |= {
+            f"amplification_{mechanism.norm}": mechanism.amplification,
+            f"alignment_{mechanism.norm}": mechanism.layers[0].alignment,
+            f"alignment_baseline_{mechanism.norm}": mechanism.layers[0].baseline,
+        }
+    row["layers"] = [
+        {
+            "name": layer.name,
+            "neuron_k": layer.neuron.k,
+            "neuron_residual": layer.neuron.residual,
+            "neuron_spread": layer.neuron.spread,
+            "spectral_k": layer.spectral.k,
+            "spectral_residual": layer.spectral.residual,
+            "spectral_spread": layer.spectral.spread,
+            "effective_rank": layer.effective_rank,
+            "stable_rank": layer.stable_rank,
+            "frobenius": layer.frobenius,
+        }
+        for layer in audit.profile.layers
+    ]
+    row["epochs"] = run.training.epochs
+    row["seconds"] = run.training.seconds + sum(audit.seconds.values())
+    return row
+
+
+def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str, Run]) -> Family:
+    correlations = [_correlation(rows, "clean_accuracy", None, None, [row["clean_accuracy"] for row in rows])]
+    norms: dict[Norm, float] = {item.norm: item.eps for item in runs[rows[0]["run"]].audit.robustness}
+    for norm, eps in norms.items():
+        for metric in _METRICS:
+            values = [row.get(f"{metric}_{norm}") for row in rows]
+            if any(value is not None for value in values):
+                correlations.append(_correlation(rows, metric, norm, eps, values))
+        for other in _common_budgets(rows, norm):
+            if other != eps:
+                values = [_at(row[f"curve_{norm}"], other) for row in rows]
+                correlations.append(_correlation(rows, "robust_accuracy", norm, other, values))
+    levels = [_level(rows, level) for level in sorted({row["level"] for row in rows})]
+    return Family(
+        name=family.name,
+        title=family.title or family.name,
+        view=family.view,
+        levels=levels,
+        correlations=correlations,
+        findings=[
+            finding for norm, eps in norms.items() for finding in findings(norm, eps, correlations, levels, len(rows))
+        ],
+    )
+
+
+def _level(rows: list[dict[str, Any]], level: int) -> Level:
+    here = [row for row in rows if row["level"] == level]
+    keys = dict.fromkeys(key for row in here for key, value in row.items() if isinstance(value, float))
+    mean: dict[str, float | None] = {}
+    std: dict[str, float | None] = {}
+    for key in keys:
+        values = [row[key] for row in here if row.get(key) is not None]
+        mean[key] = statistics.fmean(values) if values else None
+        std[key] = statistics.stdev(values) if len(values) > 1 else None
+    return Level(label=here[0]["label"], level=level, seeds=len(here), mean=mean, std=std)
+
+
+def _correlation(
+    rows: list[dict[str, Any]], metric: str, norm: Norm | None, eps: float | None, values: Sequence[float | None]
+) -> Correlation:
+    rho, p_value = _spearman([row["compressibility"] for row in rows], values)
+    by_seed = []
+    for seed in sorted({row["seed"] for row in rows}):
+        index = [i for i, row in enumerate(rows) if row["seed"] == seed]
+        by_seed.append(_spearman([rows[i]["compressibility"] for i in index], [values[i] for i in index])[0])
+    return Correlation(
+        metric=metric, norm=norm, eps=eps, rho=rho, p_value=p_value, models=len(rows), rho_by_seed=by_seed
+    )
+
+
+def _spearman(x: Sequence[float], y: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Spearman's rho and its p-value; None where fewer than three pairs or no variation leave it undefined."""
+    from scipy.stats import spearmanr
+
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and math.isfinite(b)]
+    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
+        return None, None
+    result = spearmanr([a for a, _ in pairs], [b for _, b in pairs])
+    return float(result.statistic), float(result.pvalue)
+
+
+def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Failure]) -> list[str]:
+    notes = []
+    missing = [task.label for task in config.plan() if task.id not in runs]
+    if missing:
+        notes.append(f"{len(missing)} runs of the study are not finished; the first is {missing[0]}.")
+    notes += [f"Failed: {failure.label}: {failure.reason}" for failure in failures]
+    if len(config.seeds) < 2:
+        notes.append("One seed is no finding: nothing here is called a direction.")
+    above = [
+        run
+        for run in runs.values()
+        for item in run.audit.robustness
+        if item.gap_bound is not None and item.gap > item.gap_bound
+    ]
+    if above:
+        notes.append(f"DEFECT: {len(above)} measured gaps exceed their bound; please report this.")
+    warned = sorted({warning for run in runs.values() for warning in run.audit.warnings})
+    return notes + warned
+
+
+def _common_budgets(rows: Sequence[dict[str, Any]], norm: Norm) -> list[float]:
+    budgets = [{point["eps"] for point in row[f"curve_{norm}"]} for row in rows]
+    return sorted(set.intersection(*budgets))
+
+
+def _at(curve: Sequence[dict[str, Any]], eps: float) -> float:
+    return float(next(point["robust_accuracy"] for point in curve if point["eps"] == eps))
