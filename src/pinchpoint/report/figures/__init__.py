@@ -1,0 +1,21 @@
+"""Records to plotly figures: pure functions, one kind of figure a file, each returning ``Panel`` objects."""
+
+from pinchpoint.report.figures.accuracy import accuracy, ratio
+from pinchpoint.report.figures.bounds import bound_against_gap, brackets
+from pinchpoint.report.figures.curves import correlation_curve, robustness_curves
+from pinchpoint.report.figures.mechanism import alignment, amplification
+from pinchpoint.report.figures.spectra import layer_names, points_a_line, spectrum
+
+__all__ = [
+    "accuracy",
+    "alignment",
+    "amplification",
+    "bound_against_gap",
+    "brackets",
+    "correlation_curve",
+    "layer_names",
+    "points_a_line",
+    "ratio",
+    "robustness_curves",
+    "spectrum",
+]

@@ -1,0 +1,126 @@
+"""What the words and figures of the page mean: one sentence each, with the equation where there is one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word, what it means, and its equation in plain characters."""
+
+    name: str
+    meaning: str
+    equation: str = ""
+
+    @property
+    def tooltip(self) -> str:
+        """Meaning and equation on one line, for hovering."""
+        return f"{self.meaning} {self.equation}".strip()
+
+    @property
+    def typeset(self) -> Markup:
+        """The equation with its subscripts set lower.
+
+        >>> Term("gap", "", "F_adv − F").typeset
+        Markup('F<sub>adv</sub> − F')
+        """
+        return Markup(
+            re.sub(r"_(?:\{([^}]*)\}|(\w+))", lambda found: f"<sub>{found[1] or found[2]}</sub>", escape(self.equation))
+        )
+
+
+TERMS: dict[str, Term] = {
+    "residual": Term(
+        "Residual",
+        "The share of a vector that is lost when only its k largest entries are kept. Small means compressible.",
+        "residual(θ, k, q) = ‖θ − θ_k‖_q / ‖θ‖_q",
+    ),
+    "compressibility": Term(
+        "Compressibility",
+        "1 − residual at a fixed share of k, averaged over the encoder’s layers (all but the last): 0 to 1, higher is more "
+        "compressible. Each family is seen in one view, neuron or spectral.",
+        "1 − residual(θ, k, q)",
+    ),
+    "neuron": Term(
+        "Neuron view",
+        "Compressibility of the ℓ₁ norms of a weight matrix’s rows: a few strong neurons or filters.",
+        "θ = (‖w₁‖₁, …, ‖w_h‖₁)",
+    ),
+    "spectral": Term(
+        "Spectral view",
+        "Compressibility of a weight matrix’s singular values: nearly low rank.",
+        "θ = (σ₁, …, σ_r)",
+    ),
+    "level": Term(
+        "Family and level",
+        "A family is a set of models trained with rising pressure to be compressible; a level is one strength of that "
+        "pressure, from none to strong. Every level is trained with several seeds.",
+    ),
+    "eps": Term(
+        "Budget ε",
+        "How far an attack may move an input, in input units and in the norm named: every coordinate by at most ε (ℓ∞), or "
+        "the Euclidean length of the change at most ε (ℓ₂).",
+        "‖x_adv − x‖_p ≤ ε",
+    ),
+    "clean_accuracy": Term("Clean accuracy (SA)", "Share of test samples classified correctly, without an attack."),
+    "robust_accuracy": Term(
+        "Robust accuracy (RA)",
+        "Share of test samples that stay correctly classified under the strongest attack tried within the budget. It is an "
+        "upper bound on the truth: a stronger attack could leave less.",
+    ),
+    "robust_over_clean": Term(
+        "RA / SA", "The share of the correctly classified samples that stay correct under attack.", "RA / SA"
+    ),
+    "universal_accuracy": Term(
+        "Universal accuracy",
+        "Accuracy under one single perturbation for all inputs, fitted on training data and judged on test data.",
+    ),
+    "certified_accuracy": Term(
+        "Certified accuracy",
+        "Share of test samples whose certified radius is at least ε: no attack whatever can change them. Never above RA.",
+        "radius(x) = min_j (logit_y − logit_j) / (L_p ‖c_j − c_y‖_{p*})",
+    ),
+    "gap": Term(
+        "Loss gap",
+        "Adversarial loss found by the attacks minus clean loss (cross-entropy, in nats).",
+        "gap = F_adv − F",
+    ),
+    "gap_bound": Term(
+        "Bound on the gap",
+        "What Corollary 3.3 of the paper, in its multi-class form, allows the loss gap to be. It holds for every attack.",
+        "F_adv − F ≤ ε L_p E_y[max_{j≠y} ‖c_j − c_y‖_{p*}]",
+    ),
+    "lipschitz": Term(
+        "Lipschitz constant L",
+        "The most by which the encoder can stretch a change of its input. The upper bound holds for every input; the lower "
+        "bound was reached at some input.",
+        "‖Φ(x) − Φ(x′)‖_p ≤ L_p ‖x − x′‖_p",
+    ),
+    "lipschitz_structure": Term(
+        "Structure × scale",
+        "The Lipschitz bound of Theorem 3.1, from compressibility (structure) and the Frobenius norm (scale) alone. It is "
+        "never below the upper bound from exact norms.",
+        "‖W‖₂ ≤ (1 − residual)/(1 − spread) · √r/k · ‖W‖_F",
+    ),
+    "alignment": Term(
+        "Alignment",
+        "Share of a perturbation’s length that lies in the span of a layer’s first k right singular vectors; a random "
+        "direction has √(k/d).",
+        "‖V_{k}ᵀ a‖₂ / ‖a‖₂",
+    ),
+    "amplification": Term(
+        "Amplification",
+        "How much of a layer’s output a perturbation changes, relative to its length, averaged over samples.",
+        "‖z_adv − z‖₂ / ‖z‖₂",
+    ),
+    "rho": Term(
+        "Spearman’s ρ",
+        "Agreement of two rankings, from −1 (opposite) to 1 (the same); 0 is none. Here: a figure against the family’s "
+        "compressibility over all its models. Below 0, the figure falls as models get more compressible.",
+    ),
+}
+"""In the order in which the glossary shows them."""

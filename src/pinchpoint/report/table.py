@@ -1,0 +1,154 @@
+"""The two tables of the page: one row a model, and the correlations at the main budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pinchpoint.records import Correlation, Family, Norm
+from pinchpoint.report.glossary import TERMS, Term
+from pinchpoint.report.material import Material, finite
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the key in the model's row, its head, and the term that explains it."""
+
+    key: str
+    head: str
+    term: Term
+    digits: int = 3
+    starts_group: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns under one head."""
+
+    title: str
+    columns: Sequence[Column]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and the number that sorting compares (None sorts last)."""
+
+    text: str
+    value: float | None
+
+
+_PER_NORM = (
+    ("robust_accuracy", "RA"),
+    ("robust_over_clean", "RA / SA"),
+    ("universal_accuracy", "universal"),
+    ("certified_accuracy", "certified"),
+    ("gap", "gap"),
+    ("gap_bound", "gap bound"),
+    ("lipschitz", "L upper"),
+    ("lipschitz_structure", "L structure"),
+    ("alignment", "alignment"),
+    ("amplification", "amplification"),
+)
+_METRICS = (
+    "clean_accuracy",
+    "robust_accuracy",
+    "robust_over_clean",
+    "universal_accuracy",
+    "gap",
+    "gap_bound",
+    "lipschitz",
+    "alignment",
+    "amplification",
+)
+
+
+def written(value: float | None) -> str:
+    """A number as a table shows it: about three significant digits, a dash where there is none.
+
+    >>> written(0.51234), written(12345.6), written(3.2e7), written(1e-5), written(None)
+    ('0.512', '12,346', '3.2e+07', '1e-05', '–')
+    """
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 5e-4:
+        return f"{value:.3g}"
+    if size >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}" if size >= 0.9995 else f"{value:.3f}"
+
+
+def groups(material: Material) -> list[Group]:
+    """Columns of the models' table, for the norms on record."""
+    first = [
+        Column("compressibility", "in this view", TERMS["compressibility"], starts_group=True),
+        Column("neuron", "neuron", TERMS["neuron"]),
+        Column("spectral", "spectral", TERMS["spectral"]),
+    ]
+    table = [Group("Compressibility", first)]
+    table.append(Group("No attack", [Column("clean_accuracy", "SA", TERMS["clean_accuracy"], starts_group=True)]))
+    for norm in material.norms:
+        columns = [
+            Column(f"{key}_{norm}", head, TERMS[key], starts_group=index == 0)
+            for index, (key, head) in enumerate(_PER_NORM)
+        ]
+        table.append(Group(material.threat(norm), columns))
+    return table
+
+
+def model_rows(material: Material) -> list[dict[str, Any]]:
+    """One row a member, family by family, level by level: its place and its cells in the order of the columns."""
+    columns = [column for group in groups(material) for column in group.columns]
+    rows = []
+    for family in material.summary.families:
+        for item in material.placed[family.name]:
+            values = [item.value(column.key) for column in columns]
+            rows.append(
+                {
+                    "family": family.title,
+                    "color": material.family_color(family),
+                    "label": item.member.label,
+                    "level": item.member.level,
+                    "seed": item.member.seed,
+                    "run": item.member.run,
+                    "cells": [Cell(written(value), value) for value in values],
+                }
+            )
+    return rows
+
+
+def _at_main(material: Material, family: Family, metric: str, norm: Norm | None) -> Correlation | None:
+    """The correlation at the main budget: the one that names it, else the one that names no budget."""
+    found = [item for item in family.correlations if item.metric == metric and item.norm == norm]
+    main = material.eps.get(norm) if norm else None
+    exact = (item for item in found if item.eps is not None and main is not None and abs(item.eps - main) < 1e-9)
+    return next(exact, next((item for item in found if item.eps is None), None))
+
+
+def correlation_rows(material: Material) -> list[dict[str, Any]]:
+    """One row a metric that any family has on record; cells family by family, norm by norm.
+
+    A metric without a norm (clean accuracy) has one cell a family, as wide as all norms together.
+    """
+    rows: list[dict[str, Any]] = []
+    for metric in _METRICS:
+        free = any(item.metric == metric and item.norm is None for item in _all(material))
+        norms: Sequence[Norm | None] = [None] if free else material.norms
+        found = [_at_main(material, family, metric, norm) for family in material.summary.families for norm in norms]
+        if not any(found):
+            continue
+        cells = [
+            {
+                "rho": finite(item.rho) if item else None,
+                "p": finite(item.p_value) if item else None,
+                "seeds": [finite(rho) for rho in item.rho_by_seed] if item else [],
+            }
+            for item in found
+        ]
+        rows.append({"term": TERMS[metric], "cells": cells, "span": len(material.norms) if free else 1})
+    return rows
+
+
+def _all(material: Material) -> list[Correlation]:
+    return [item for family in material.summary.families for item in family.correlations]

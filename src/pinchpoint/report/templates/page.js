@@ -1,0 +1,192 @@
+"use strict";
+// The figures of a large study are packed (zlib, base64) to keep the page small.
+const unpack = async (element) => {
+  if (!("packed" in element.dataset)) return JSON.parse(element.textContent);
+  const bytes = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+};
+
+unpack(document.getElementById("figures")).then((store) => {
+  const root = document.documentElement;
+  const coarse = matchMedia("(pointer: coarse)").matches;
+  const KEEP = new Set(["x", "y", "text", "customdata", "ticktext", "tickvals"]);
+  const plots = new Map(); // element -> {figure, off: hidden groups}
+  let printing = false;
+
+  // ---- colours: figures carry those of a light page; a dark page swaps each for its partner
+  const dark = () => root.dataset.theme === "dark" && !printing;
+  const recolor = (value, key) => {
+    if (typeof value === "string") return dark() && store.dark[value] ? store.dark[value] : value;
+    if (Array.isArray(value)) return KEEP.has(key) ? value : value.map((item) => recolor(item, key));
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, recolor(item, name)]));
+    return value;
+  };
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const themed = (layout, scale) => {
+    const [ink, muted, line, card] = ["--ink", "--muted", "--line", "--card"].map(css);
+    const made = recolor(layout, "layout");
+    for (const name of Object.keys(made).filter((key) => /^[xy]axis/.test(key))) {
+      const axis = made[name];
+      Object.assign(axis, {
+        gridcolor: line, linecolor: muted, zerolinecolor: muted, tickcolor: line, ticks: "outside", ticklen: 4,
+        showline: name.startsWith("x"), zerolinewidth: 1, fixedrange: coarse,
+        tickfont: { size: 12, color: muted }, title: { ...axis.title, font: { size: 12.5, color: ink } },
+      });
+      if (name.startsWith("x")) axis.showgrid = false;
+      if (scale === "linear" && axis.type === "log") {
+        axis.type = "linear"; axis.rangemode = "tozero";
+        ["range", "tickvals", "ticktext"].forEach((key) => delete axis[key]);
+      }
+    }
+    return Object.assign(made, {
+      autosize: true, paper_bgcolor: card, plot_bgcolor: card, dragmode: coarse ? false : "zoom",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink },
+      hoverlabel: { bgcolor: card, bordercolor: muted, font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily }, align: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
+      ...(printing ? { width: 330 } : {}),
+    });
+  };
+
+  // ---- drawing
+  const draw = (element) => {
+    const { figure, off, scale } = plots.get(element);
+    const data = figure.data.map((trace) => ({
+      ...recolor(trace, "trace"),
+      visible: !(trace.meta.groups || []).some((group) => off.has(group)),
+    }));
+    return Plotly.react(element, data, themed(figure.layout, scale), {
+      responsive: true, displaylogo: false, scrollZoom: false, doubleClick: "reset",
+      displayModeBar: coarse ? false : "hover",
+      modeBarButtons: [["toImage", "resetScale2d"]],
+      toImageButtonOptions: { filename: `pinchpoint-${element.id}`, scale: 2 },
+    });
+  };
+  const drawAll = () => [...plots.keys()].forEach(draw);
+  const drawInTurn = () => {
+    const waiting = [...plots.keys()];
+    const next = () => {
+      const element = waiting.shift();
+      if (!element) { root.dataset.drawn = "true"; return; }
+      draw(element);
+      setTimeout(next, 0);
+    };
+    next();
+  };
+
+  // ---- legends: a button hides and shows the traces of its group
+  document.querySelectorAll(".key").forEach((button) =>
+    button.addEventListener("click", () => {
+      const element = button.closest(".panel").querySelector(".plot");
+      const { off } = plots.get(element);
+      const pressed = button.getAttribute("aria-pressed") === "true";
+      button.setAttribute("aria-pressed", String(!pressed));
+      off[pressed ? "add" : "delete"](button.dataset.group);
+      draw(element);
+    }),
+  );
+
+  // ---- selectors: family, layer and scale decide what a figure shows
+  const option = (text) => Object.assign(document.createElement("option"), { value: text, textContent: text });
+  document.querySelectorAll(".exhibit").forEach((exhibit) => {
+    const choices = store.choices.filter((choice) => choice.exhibit === exhibit.dataset.exhibit);
+    const elements = [...exhibit.querySelectorAll(".plot")];
+    if (!choices.length) {
+      elements.forEach((element) => plots.set(element, { figure: store.panels[element.id], off: new Set() }));
+      return;
+    }
+    const [family, layer, scale] = ["family", "layer", "scale"].map((name) => exhibit.querySelector(`[data-choose=${name}]`));
+    const show = () => {
+      const choice = choices.find((item) => item.family === family.value && item.layer === layer.value);
+      elements.forEach((element, index) => {
+        const panel = choice.panels[index];
+        const off = new Set();
+        element.closest(".panel").querySelectorAll(".keys").forEach((keys) => {
+          keys.hidden = keys.dataset.family !== family.value;
+          if (!keys.hidden)
+            keys.querySelectorAll("[aria-pressed=false]").forEach((button) => off.add(button.dataset.group));
+        });
+        element.setAttribute("aria-label", panel.label);
+        plots.set(element, { figure: panel.figure, off, scale: scale.value });
+        if (root.dataset.drawn) draw(element);
+      });
+    };
+    const fill = () => {
+      const before = layer.value;
+      const names = choices.filter((item) => item.family === family.value).map((item) => item.layer);
+      layer.replaceChildren(...names.map(option));
+      if (names.includes(before)) layer.value = before;
+      show();
+    };
+    family.addEventListener("change", fill);
+    layer.addEventListener("change", show);
+    scale.addEventListener("change", show);
+    fill();
+  });
+
+  // ---- theme
+  const button = document.getElementById("theme");
+  const name = () => { button.textContent = root.dataset.theme === "dark" ? "Light page" : "Dark page"; };
+  const setTheme = (theme, keep) => {
+    root.dataset.theme = theme;
+    if (keep) try { localStorage.setItem("pinchpoint-theme", theme); } catch (error) { /* private windows keep nothing */ }
+    name();
+    drawAll();
+  };
+  button.hidden = false;
+  name();
+  button.addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark", true));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => {
+    let kept = null;
+    try { kept = localStorage.getItem("pinchpoint-theme"); } catch (error) { kept = null; }
+    if (!kept) setTheme(event.matches ? "dark" : "light", false);
+  });
+
+  // ---- print: light, two figures side by side, everything unfolded
+  let before = null;
+  addEventListener("beforeprint", () => {
+    before = { theme: root.dataset.theme, folded: [...document.querySelectorAll("details:not([open])")] };
+    printing = true;
+    root.dataset.theme = "light";
+    before.folded.forEach((item) => { item.open = true; });
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    root.dataset.theme = before.theme;
+    before.folded.forEach((item) => { item.open = false; });
+    drawAll();
+  });
+
+  // ---- table: sort by a head; rows without a value stay last
+  const table = document.getElementById("models-table");
+  const heads = [...table.tHead.rows[1].cells];
+  heads.forEach((head, column) =>
+    head.querySelector("button").addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const of = (row) => { const text = row.cells[column].dataset.value; return text === undefined ? null : Number(text); };
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [of(a), of(b)];
+        if (x === null || y === null) return (x === null) - (y === null);
+        return down ? y - x : x - y;
+      });
+      table.tBodies[0].append(...rows);
+      const words = head.querySelector("button").firstChild.textContent;
+      document.getElementById("sorted").textContent = `Sorted by ${words}, ${down ? "descending" : "ascending"}.`;
+    }),
+  );
+
+  // ---- which section is in view
+  const links = new Map([...document.querySelectorAll(".sections a")].map((link) => [link.hash.slice(1), link]));
+  const watch = new IntersectionObserver((entries) =>
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+      links.forEach((link) => link.removeAttribute("aria-current"));
+      links.get(entry.target.id).setAttribute("aria-current", "true");
+    }), { rootMargin: "-20% 0px -75% 0px" });
+  links.forEach((_, id) => watch.observe(document.getElementById(id)));
+
+  drawInTurn();
+});

@@ -1,0 +1,64 @@
+"""The tables and the section on repeating: recorded numbers, formatted and ordered."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from pinchpoint.records import Run, Summary
+from pinchpoint.report.material import Material, gather
+from pinchpoint.report.repeat import repeat
+from pinchpoint.report.table import correlation_rows, groups, model_rows, written
+
+Study = tuple[Summary, list[Run]]
+
+
+@pytest.fixture(scope="module")
+def material(study: Study) -> Material:
+    return gather(*study)
+
+
+def test_one_row_a_member_and_one_cell_a_column(material: Material) -> None:
+    rows = model_rows(material)
+    columns = [column for group in groups(material) for column in group.columns]
+    assert len(rows) == 36
+    assert all(len(row["cells"]) == len(columns) for row in rows)
+    place = [column.key for column in columns].index("gap_bound_l2")
+    assert rows[5]["cells"][place].value == material.placed["group"][5].row["gap_bound_l2"]
+    assert all(cell.value is not None for row in rows for cell in row["cells"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (0.99996, "1.00"), (9.999, "10.0"), (99.99, "100"), (-0.25, "-0.250"), (2e9, "2e+09")],
+)
+def test_numbers_are_written_with_about_three_digits(value: float, text: str) -> None:
+    assert written(value) == text
+
+
+def test_correlations_are_those_of_the_main_budget(material: Material) -> None:
+    rows = {row["term"].name: row for row in correlation_rows(material)}
+    clean, robust = rows["Clean accuracy (SA)"], rows["Robust accuracy (RA)"]
+    assert (clean["span"], len(clean["cells"])) == (2, 3)
+    assert (robust["span"], len(robust["cells"])) == (1, 6)
+    assert robust["cells"][0]["rho"] == -0.35
+    assert len(robust["cells"][0]["seeds"]) == 3
+
+
+def test_a_correlation_that_is_not_on_record_leaves_its_cell_empty(factory: ModuleType) -> None:
+    summary, runs = factory.study()
+    first = summary.families[0].model_copy(update={"correlations": []})
+    material = gather(summary.model_copy(update={"families": [first, *summary.families[1:]]}), runs)
+    cells = correlation_rows(material)[1]["cells"]
+    assert [cell["rho"] for cell in cells] == [None, None, -0.35, -0.35, -0.35, -0.35]
+
+
+def test_repeat_parts_what_runs_share_from_where_they_differ(material: Material) -> None:
+    told = repeat(material)
+    assert told["shared"] == {"data.name": '"digits"', "model.widths": "[128, 128]"}
+    assert told["varying"] == ["seed", "penalty.kind", "penalty.strength"]
+    assert told["machines"] == ["2 cores, 2 GB, Linux"]
+    assert told["versions"]["torch"] == "2.8.0"
+    assert told["warnings"] == [("certified radii are zero for 3 samples", len(material.runs))]
+    assert told["runs"][0]["places"][0].endswith(": none")
