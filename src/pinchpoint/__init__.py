@@ -1,1 +1,57 @@
+"""Pinchpoint: compressibility and adversarial robustness of neural networks, measured, bounded, attacked and explained.
+
+The most used names are here; they are loaded when first asked for, so ``import pinchpoint`` is quick.
+
+>>> import pinchpoint
+>>> pinchpoint.Threat("linf", 8 / 255)
+Threat(norm='linf', eps=0.03137254901960784, box=(0.0, 1.0))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pinchpoint.attack import Threat, apgd, pgd, universal
+    from pinchpoint.bound import certified_radii, gap_bound, lipschitz, structure_scale
+    from pinchpoint.errors import PinchpointError
+    from pinchpoint.evaluate import robust_accuracy, robust_curve
+    from pinchpoint.measure import k_for_residual, layers, profile, residual, spread
+
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "attack": ("Threat", "apgd", "pgd", "universal"),
+    "bound": ("certified_radii", "gap_bound", "lipschitz", "structure_scale"),
+    "errors": ("PinchpointError",),
+    "evaluate": ("robust_accuracy", "robust_curve"),
+    "measure": ("k_for_residual", "layers", "profile", "residual", "spread"),
+}
+
+__all__ = [
+    "PinchpointError",
+    "Threat",
+    "__version__",
+    "apgd",
+    "certified_radii",
+    "gap_bound",
+    "k_for_residual",
+    "layers",
+    "lipschitz",
+    "pgd",
+    "profile",
+    "residual",
+    "robust_accuracy",
+    "robust_curve",
+    "spread",
+    "structure_scale",
+    "universal",
+]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"pinchpoint.{home}"), name)
+    raise AttributeError(f"module 'pinchpoint' has no attribute '{name}'")

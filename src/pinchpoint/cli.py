@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -139,7 +140,7 @@ def profile(
     """Measure how compressible each layer of a checkpoint is.
 
     [bold]residual[/bold] is the share of the row norms' (or singular values') sum outside the k largest: low means
-    compressible. [bold]spread[/bold] is how unequal those k are. [bold]k[/bold] for the target residual says how many would do.
+    compressible. [bold]spread[/bold] is how unequal those k are. [bold]k for[/bold] a residual says how many would do.
     """
     from pinchpoint.learn.checkpoint import load
     from pinchpoint.measure import profile as measure
@@ -150,6 +151,12 @@ def profile(
         typer.echo(result.model_dump_json())
         return
     out.print(_profile_table(result, checkpoint))
+    typer.echo(
+        "resid., spread: at k = a tenth of the terms"
+        if k_share == 0.1
+        else f"resid., spread: at k = {k_share:g} of the terms"
+    )
+    typer.echo(f"k(target): the smallest k whose residual is at most {target:g}, of all terms")
     typer.echo(f"network: neuron compressibility {result.neuron:.3f}, spectral compressibility {result.spectral:.3f}")
 
 
@@ -187,7 +194,11 @@ def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json:
     if as_json:
         typer.echo(summary.model_dump_json())
         return
-    out.print(_summary_table(summary))
+    for table in _summary_tables(summary):
+        out.print(table)
+    typer.echo(
+        "means over seeds; SA: clean accuracy, RA: under AutoPGD, UA: under one universal perturbation, gap: loss\n"
+    )
     typer.echo(summary.headline)
     for note in summary.notes:
         typer.echo(f"note: {note}")
@@ -223,57 +234,44 @@ def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
         yield _Watcher(progress, total, before, name)
 
 
-def _summary_table(summary: Summary) -> Table:
-    """One line a family and level: means over seeds."""
-    table = Table(
-        title=f"{summary.title}\nmeans over seeds; RA: accuracy under AutoPGD; U: under one universal perturbation"
-    )
-    norms = [norm for norm in ("linf", "l2") if f"robust_accuracy_{norm}" in summary.families[0].levels[0].mean]
-    eps = {norm: summary.models[0].get(f"eps_{norm}") for norm in norms}
-    for heading in ("family", "level", "compress.", "clean"):
-        table.add_column(heading, justify="left" if heading in ("family", "level") else "right")
-    for norm in norms:
-        for heading in (f"RA {norm}\n{eps[norm]:g}", "RA/SA", f"U {norm}", f"gap\n{norm}", "bound", "amplif."):
-            table.add_column(heading, justify="right")
+_COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_accuracy": "UA", "gap": "gap"}
+
+
+def _summary_tables(summary: Summary) -> Iterator[Table]:
+    """One table a family, one line a level: means over seeds. Narrow enough for 80 columns."""
     for family in summary.families:
+        eps = {norm: summary.models[0].get(f"eps_{norm}") for norm in ("linf", "l2")}
+        norms = [norm for norm, value in eps.items() if value is not None]
+        budgets = ", ".join(f"{norm} {eps[norm]:g}" for norm in norms)
+        title = f"{family.title} ({family.view} compressibility; {budgets})"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        table.add_column("level")
+        for heading in ("compr", "SA"):
+            table.add_column(heading, justify="right")
+        for norm in norms:
+            for heading in _COLUMNS.values():
+                table.add_column(f"{heading}\n{norm}", justify="right")
         for level in family.levels:
-            values = [level.mean.get("compressibility"), level.mean.get("clean_accuracy")]
-            for norm in norms:
-                for key in (
-                    "robust_accuracy",
-                    "robust_over_clean",
-                    "universal_accuracy",
-                    "gap",
-                    "gap_bound",
-                    "amplification",
-                ):
-                    values.append(level.mean.get(f"{key}_{norm}"))
-            table.add_row(
-                family.title if level is family.levels[0] else "",
-                level.label,
-                *("-" if value is None else f"{value:.3g}" for value in values),
-                end_section=level is family.levels[-1],
-            )
-    return table
+            keys = ["compressibility", "clean_accuracy", *(f"{key}_{norm}" for norm in norms for key in _COLUMNS)]
+            values = [level.mean.get(key) for key in keys]
+            table.add_row(level.label, *("-" if value is None else f"{value:.2f}" for value in values))
+        yield table
 
 
 def _profile_table(result: Profile, checkpoint: Path) -> Table:
-    table = Table(title=f"Compressibility of {checkpoint}")
+    table = Table(
+        title=f"Compressibility of {checkpoint}", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+    )
     table.add_column("layer")
-    for heading in ("shape", "effective\nrank", "stable\nrank"):
+    for heading in ("shape", "eff.\nrank", "stable\nrank"):
         table.add_column(heading, justify="right")
-    for view in ("neuron", "spectral"):
-        for heading in (f"{view}\nk", "residual", "spread", f"k for\n{result.layers[0].neuron.target:g}"):
+    for name in ("neuron", "spectr."):
+        for heading in (f"{name}\nresid.", f"{name}\nspread", f"{name}\nk({result.layers[0].neuron.target:g})"):
             table.add_column(heading, justify="right")
     for layer in result.layers:
-        cells = [
-            layer.name,
-            f"{layer.rows} x {layer.columns}",
-            f"{layer.effective_rank:.1f}",
-            f"{layer.stable_rank:.2f}",
-        ]
+        cells = [layer.name, f"{layer.rows}x{layer.columns}", f"{layer.effective_rank:.1f}", f"{layer.stable_rank:.2f}"]
         for view in (layer.neuron, layer.spectral):
-            cells += [str(view.k), f"{view.residual:.3f}", f"{view.spread:.3f}", f"{view.k_for_target} of {view.n}"]
+            cells += [f"{view.residual:.3f}", f"{view.spread:.3f}", f"{view.k_for_target}/{view.n}"]
         table.add_row(*cells)
     return table
 

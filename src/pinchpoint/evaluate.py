@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apgd, apply_universal, dlr, logit_scale, scaled_cross_entropy, universal
+from pinchpoint.attack.gradient import check_logits, check_points
 from pinchpoint.attack.objectives import margin
 from pinchpoint.errors import DataError, ThreatError
 
@@ -92,8 +93,8 @@ def within(
 ) -> Bool[Tensor, "batch"]:
     """Which examples, taken as float32, lie in ball and box. Written without the attack's own projection.
 
-    The distance is computed in float64. It may exceed eps by what storing x + delta in float32 can add: one unit in the
-    last place of the largest value for each coordinate, in the threat's norm.
+    The distance is computed in float64. It may exceed eps by what rounding x, eps and x + delta to float32 can add: one
+    unit in the last place of the sample's largest value plus eps, for each coordinate, in the threat's norm.
 
     >>> x = torch.full((1, 4), 0.5)
     >>> within(x + 0.1, x, Threat("linf", 0.1)).item(), within(x + 0.11, x, Threat("linf", 0.1)).item()
@@ -106,7 +107,7 @@ def within(
     if threat.box is not None:
         low, high = (torch.tensor(edge, dtype=torch.float32, device=x.device) for edge in threat.box)
         inside = inside & ((stored >= low) & (stored <= high)).flatten(1).all(1)
-    unit = 2.0**-23 * float(x.detach().abs().max().clamp_min(threat.eps))
+    unit = 2.0**-23 * (x.detach().double().flatten(1).abs().amax(1) + threat.eps)
     if threat.norm == "linf":
         near: Tensor = delta.abs().amax(1) <= threat.eps + unit
     else:
@@ -166,9 +167,10 @@ def robust_accuracy(
         raise DataError(
             "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
         )
+    check_points(x, threat)
     with eval_mode(model):
-        chosen = default_attacks(model, x) if attacks is None else attacks
         tally = _Tally(model, x, y, threat, batch_size)
+        chosen = default_attacks(model, x) if attacks is None else attacks
         if known is not None:
             tally.judge("known", torch.arange(len(x), device=x.device), known)
         if threat.eps > 0:
@@ -183,7 +185,9 @@ class _Tally:
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, batch_size: int) -> None:
         self.model, self.x, self.y, self.threat, self.batch_size = model, x, y, threat, batch_size
-        self.fallen = logits_of(model, x, batch_size).argmax(1) != y
+        logits = logits_of(model, x, batch_size)
+        check_logits(logits, y, len(x))
+        self.fallen = logits.argmax(1) != y
         self.stage = ["clean" if wrong else "survived" for wrong in self.fallen.tolist()]
         self.adversarial = x.clone()
         self.rejected = 0
@@ -227,9 +231,10 @@ def robust_curve(
     Raises:
         ThreatError: where norms or boxes differ or the budgets do not rise.
     """
-    if any(a.norm != b.norm or a.box != b.box or a.eps >= b.eps for a, b in pairwise(threats)):
+    points = [*([] if known is None else [known.threat]), *threats]
+    if any(a.norm != b.norm or a.box != b.box or a.eps >= b.eps for a, b in pairwise(points)):
         raise ThreatError(
-            "a curve needs one norm, one box and rising budgets", [str(t) for t in threats], "sort the budgets"
+            "a curve needs one norm, one box and rising budgets", [str(t) for t in points], "sort the budgets"
         )
     chosen = default_attacks(model, x) if attacks is None else attacks
     verdicts: list[Verdict] = []

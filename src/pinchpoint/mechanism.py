@@ -60,7 +60,8 @@ class LayerTrace:
         k: number of dominant directions looked at.
         alignment: mean over samples of the perturbation's alignment at the layer's input.
         baseline: what random directions have.
-        source_amplification: mean over samples of ||z_adv - z||_2 / ||z||_2, z the layer's input.
+        source_amplification: mean over samples of ||z_adv - z||_2 / ||z||_2, z the layer's input. Samples whose z is zero
+            and moves have no finite value and are left out.
         amplification: the same at the layer's output.
     """
 
@@ -78,12 +79,13 @@ def trace(
     """Follow perturbations through a model's fully connected layers, in the order they are called.
 
     Args:
-        model: any module; fully connected (and low-rank) layers are looked at.
+        model: any module; fully connected (and low-rank) layers called on a (batch, d) matrix are looked at.
         x, x_adv: inputs and perturbed inputs. Pairs that are equal are left out.
         k_share: k = ceil(k_share * min(h, d)) dominant directions for each layer.
 
     Raises:
-        ModelError: where the model has no such layer or no pair differs.
+        ModelError: where the model has no such layer, no pair differs, or an amplification has no finite value because a
+            representation is zero on every clean input.
 
     >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
     >>> [step.name for step in trace(model, torch.zeros(2, 4) + 0.5, torch.ones(2, 4))]
@@ -107,23 +109,34 @@ def trace(
                 k=k,
                 alignment=float(alignment(matrix, moved_source - source, k).mean()),
                 baseline=baseline(k, matrix.shape[1]),
-                source_amplification=float(relative_change(source, moved_source).mean()),
-                amplification=float(relative_change(target, moved_target).mean()),
+                source_amplification=_mean_change(source, moved_source, name),
+                amplification=_mean_change(target, moved_target, name),
             )
         )
     return steps
 
 
 def relative_change(z: Float[Tensor, "batch d"], z_adv: Float[Tensor, "batch d"]) -> Float[Tensor, "batch"]:
-    """||z_adv - z||_2 / ||z||_2 for each sample, in float64; 0 where nothing changes.
+    """||z_adv - z||_2 / ||z||_2 for each sample, in float64; 0 where nothing changes, inf where zero becomes something.
 
     >>> relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])).tolist()
     [0.2]
     """
     z, z_adv = z.detach().double(), z_adv.detach().double()
     change = torch.linalg.vector_norm(z_adv - z, dim=1)
-    size = torch.linalg.vector_norm(z, dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(change > 0, change / size, 0.0)
+    return torch.where(change > 0, change / torch.linalg.vector_norm(z, dim=1), 0.0)
+
+
+def _mean_change(z: Tensor, z_adv: Tensor, name: str) -> float:
+    changes = relative_change(z, z_adv)
+    finite = changes[torch.isfinite(changes)]
+    if len(finite) == 0:
+        raise ModelError(
+            "amplification needs a representation that is not zero",
+            f"zero at the layer '{name}' for every clean input",
+            "look for dead units",
+        )
+    return float(finite.mean())
 
 
 def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
@@ -135,7 +148,8 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tens
             continue
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            seen[name] = (module, inputs[0].detach().flatten(1), output.detach().flatten(1))
+            if inputs and inputs[0].ndim == 2:
+                seen[name] = (module, inputs[0].detach(), output.detach())
 
         handles.append(module.register_forward_hook(hook))
     try:

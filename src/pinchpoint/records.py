@@ -219,9 +219,10 @@ class Member(Record):
 
 
 class Correlation(Record):
-    """Spearman's rho of a metric with the family's compressibility, over models, and seed by seed."""
+    """Spearman's rho of a metric with ``against`` (by default the family's compressibility), over models and by seed."""
 
     metric: str
+    against: str = "compressibility"
     norm: Norm | None
     eps: float | None
     rho: float | None
@@ -258,6 +259,7 @@ class Summary(Record):
     title: str
     headline: str
     families: list[Family]
+    bound_vs_gap: list[Correlation] = []
     models: list[dict[str, Any]]
     members: list[Member]
     notes: list[str]

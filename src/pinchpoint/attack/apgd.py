@@ -1,8 +1,11 @@
 """AutoPGD (Croce & Hein 2020, Algorithm 1): PGD with momentum that finds its own step size.
 
-Checkpoints, the two halving conditions and the restart from the best point are those of the paper; rounding of the
-checkpoints follows the authors' public implementation (fra31/auto-attack). What is ours: a sample that has fallen leaves
-the batch, and the last step takes no gradient.
+Checkpoints, the two halving conditions, momentum and the restart from the best point are those of the paper. Where its
+text and the authors' public implementation (fra31/auto-attack) differ, the implementation is followed: checkpoints are
+rounded down and counted in steps done, a window in which exactly the share rho of the steps rose counts as oscillating,
+condition 2 waits for the second checkpoint,
+and after a restart the next step is compared with the last point evaluated. What is ours: a sample that has fallen
+leaves the batch, and the last step takes no gradient.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
@@ -86,7 +89,8 @@ def apgd(
         restarts: random starts; each attacks only what the ones before left standing.
         objective: ``cross_entropy`` for AutoPGD-CE, ``dlr`` for AutoPGD-DLR.
         drop_fallen: a sample leaves the batch as soon as it is misclassified. False goes on raising the objective.
-        seed: of the random starts. They are drawn for the whole batch, so dropping changes nothing for the others.
+        seed: of the random starts (drawn for the whole batch, so dropping changes nothing for the others) and of
+            whatever the model draws; the global RNG is left as it was.
 
     Returns:
         For every sample a misclassified point of the threat if one was found, else the one with the largest objective;
@@ -102,23 +106,24 @@ def apgd(
     1
     """
     check_steps(steps, restarts)
-    logits = check_inputs(model, x, y, threat)
-    generator = torch.Generator().manual_seed(seed)
-    best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
-    fallen = fooled(logits, y)
-    for _ in range(restarts):
-        start = threat.random_start(x, generator)
-        rows = ~fallen if drop_fallen else torch.ones_like(fallen)
-        if not bool(rows.any()):
-            break
-        index = torch.nonzero(rows).squeeze(1)
-        found, values, wrong = _run(model, x[rows], y[rows], start[rows], threat, steps, objective, drop_fallen)
-        take = values > best_value[index]
-        if drop_fallen:
-            take |= wrong
-        best[index[take]], best_value[index[take]] = found[take], values[take]
-        fallen[index[wrong]] = True
-    return best
+    with own_rng(seed, x.device):
+        logits = check_inputs(model, x, y, threat)
+        generator = torch.Generator().manual_seed(seed)
+        best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
+        fallen = fooled(logits, y)
+        for _ in range(restarts):
+            start = threat.random_start(x, generator)
+            rows = ~fallen if drop_fallen else torch.ones_like(fallen)
+            if not bool(rows.any()):
+                break
+            index = torch.nonzero(rows).squeeze(1)
+            found, values, wrong = _run(model, x[rows], y[rows], start[rows], threat, steps, objective, drop_fallen)
+            take = values > best_value[index]
+            if drop_fallen:
+                take |= wrong
+            best[index[take]], best_value[index[take]] = found[take], values[take]
+            fallen[index[wrong]] = True
+        return best
 
 
 def _run(

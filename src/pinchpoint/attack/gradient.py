@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -20,34 +23,57 @@ def check_inputs(
         DataError: for integer images, values outside the box or not finite, labels out of range or of another length.
         ModelError: for a model that does not return a finite matrix of logits.
     """
+    check_points(x, threat)
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    check_logits(logits, y, len(x))
+    return logits
+
+
+def check_points(x: Tensor, threat: Threat) -> None:
+    """Refuse inputs that are no floating point batch, not finite or outside the box (its edges taken in x's dtype)."""
     if not x.dtype.is_floating_point or x.ndim < 2 or x.shape[0] == 0:
         raise DataError(
             "inputs must be a non-empty batch of floating point tensors",
             f"{x.dtype} of shape {tuple(x.shape)}",
             "convert images to float and scale them to the box",
         )
-    low, high = threat.box if threat.box is not None else (-torch.inf, torch.inf)
+    low, high = torch.tensor(threat.box or (-torch.inf, torch.inf), dtype=x.dtype).tolist()
     if not bool(torch.isfinite(x).all()) or float(x.min()) < low or float(x.max()) > high:
         raise DataError(
             f"inputs must be finite and lie in the box [{low:g}, {high:g}]",
             f"values {float(x.min()):.6g} ... {float(x.max()):.6g}",
             "put normalisation into the model and keep inputs in the box",
         )
-    with torch.no_grad():
-        logits: Tensor = model(x)
-    if logits.ndim != 2 or logits.shape[0] != x.shape[0] or not bool(torch.isfinite(logits).all()):
-        seen = f"shape {tuple(logits.shape)}" if logits.ndim != 2 or logits.shape[0] != x.shape[0] else "NaN or inf"
+
+
+def check_logits(logits: object, y: Tensor, samples: int) -> None:
+    """Refuse what is no finite matrix of logits, one row a sample, and labels that do not fit it."""
+    if not isinstance(logits, Tensor):
+        seen = type(logits).__name__
+    elif logits.ndim != 2 or logits.shape[0] != samples:
+        seen = f"shape {tuple(logits.shape)}"
+    else:
+        seen = "" if bool(torch.isfinite(logits).all()) else "NaN or inf"
+    if seen or not isinstance(logits, Tensor):
         raise ModelError(
             "a model must return finite logits of shape (batch, classes)", seen, "check the model's output"
         )
-    if y.shape != x.shape[:1] or y.dtype != torch.long or int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+    if y.shape != (samples,) or y.dtype != torch.long or int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
         raise DataError(
-            f"labels must be {x.shape[0]} integers (torch.long) in 0 ... {logits.shape[1] - 1}",
+            f"labels must be {samples} integers (torch.long) in 0 ... {logits.shape[1] - 1}",
             f"{y.dtype} of shape {tuple(y.shape)}, {y.min().item() if y.numel() else '-'} ... "
             f"{y.max().item() if y.numel() else '-'}",
             "check the data set against the model's head",
         )
-    return logits
+
+
+@contextmanager
+def own_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """What the model itself draws (dropout in training mode) follows the seed; the global RNG is left as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def fooled(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
@@ -60,14 +86,24 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Objective per sample, its gradient in x, and the logits.
 
-    Only the path to x is differentiated: no parameter gets a gradient, and training mode and RNG stay as they are.
+    Only the path to x is differentiated: no parameter gets a gradient, and the training mode stays as it is. Entries of
+    the gradient that are NaN count as zero, so a single undefined derivative does not end an attack.
+
+    Raises:
+        ModelError: where the objective does not depend on x in a way that autograd can follow.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)
         values = objective(logits, y)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
-    return values.detach(), gradient, logits.detach()
+        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+    if gradient is None:
+        raise ModelError(
+            "a gradient attack needs a model that is differentiable in its input",
+            f"no gradient from {type(model).__name__}",
+            "take rounding, thresholds and torch.no_grad() out of its forward pass",
+        )
+    return values.detach(), gradient.nan_to_num(), logits.detach()
 
 
 def value(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
@@ -36,12 +36,12 @@ def pgd(
         threat: ball and box.
         steps: gradient steps a restart.
         step_size: in input units; 2.5 * eps / steps where None (Madry et al. 2018).
-        momentum: share of the previous direction that is kept, 0 for none.
+        momentum: share of the accumulated direction that is kept (gradients are added at l1 length 1), 0 for none.
         restarts: random starts; each attacks only what the ones before left standing.
         random_start: False starts at x itself.
         objective: what is maximised.
         drop_fallen: a sample leaves the batch as soon as it is misclassified. False goes on raising the objective.
-        seed: of the random starts.
+        seed: of the random starts and of whatever the model draws; the global RNG is left as it was.
 
     Returns:
         For every sample a misclassified point of the threat if one was found, else the one with the largest objective;
@@ -57,34 +57,43 @@ def pgd(
     1
     """
     check_steps(steps, restarts)
-    logits = check_inputs(model, x, y, threat)
-    generator = torch.Generator().manual_seed(seed)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
-    fallen = fooled(logits, y)
-    for _ in range(restarts):
-        start = threat.random_start(x, generator) if random_start else x.detach().clone()
-        index = torch.nonzero(~fallen).squeeze(1) if drop_fallen else torch.arange(len(x), device=x.device)
-        adv, velocity = start[index], torch.zeros_like(start[index])
-        for step in range(steps + 1):
-            if len(index) == 0:
-                break
-            if step < steps:
-                values, gradient, logits = value_and_gradient(model, adv, y[index], objective)
-            else:
-                values, logits = value(model, adv, y[index], objective)
-            wrong = fooled(logits, y[index])
-            better = values > best_value[index]
-            take = better | wrong if drop_fallen else better
-            best[index[take]], best_value[index[take]] = adv[take], values[take]
-            fallen[index[wrong]] = True
-            if step == steps:
-                break
-            if drop_fallen and bool(wrong.any()):
-                index, adv, velocity, gradient = index[~wrong], adv[~wrong], velocity[~wrong], gradient[~wrong]
-            velocity = momentum * velocity + threat.direction(gradient)
-            adv = threat.project(adv + size * (threat.direction(velocity) if momentum else velocity), x[index])
-    return best
+    with own_rng(seed, x.device):
+        logits = check_inputs(model, x, y, threat)
+        generator = torch.Generator().manual_seed(seed)
+        best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
+        fallen = fooled(logits, y)
+        for _ in range(restarts):
+            start = threat.random_start(x, generator) if random_start else x.detach().clone()
+            index = torch.nonzero(~fallen).squeeze(1) if drop_fallen else torch.arange(len(x), device=x.device)
+            adv, velocity = start[index], torch.zeros_like(start[index])
+            for step in range(steps + 1):
+                if len(index) == 0:
+                    break
+                if step < steps:
+                    values, gradient, logits = value_and_gradient(model, adv, y[index], objective)
+                else:
+                    values, logits = value(model, adv, y[index], objective)
+                wrong = fooled(logits, y[index])
+                better = values > best_value[index]
+                take = better | wrong if drop_fallen else better
+                best[index[take]], best_value[index[take]] = adv[take], values[take]
+                fallen[index[wrong]] = True
+                if step == steps:
+                    break
+                if drop_fallen and bool(wrong.any()):
+                    index, adv, velocity, gradient = index[~wrong], adv[~wrong], velocity[~wrong], gradient[~wrong]
+                velocity = momentum * velocity + _l1_unit(gradient)
+                adv = threat.project(adv + size * threat.direction(velocity), x[index])
+        return best
+
+
+def _l1_unit(gradient: Tensor) -> Tensor:
+    """Each sample's gradient at l1 length 1; zero stays zero."""
+    largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / largest.reshape(-1, *(1,) * (gradient.ndim - 1))  # sums of huge gradients would overflow
+    length = scaled.flatten(1).abs().sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return scaled / length.reshape(-1, *(1,) * (gradient.ndim - 1))
 
 
 def check_steps(steps: int, restarts: int) -> None:

@@ -60,7 +60,7 @@ class Threat:
         norm, _, eps = text.partition(":")
         try:
             value = float(Fraction(eps.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ThreatError("a threat is written norm:eps", text, "write for example linf:8/255 or l2:0.5") from None
         return cls(norm, value, box)  # type: ignore[arg-type]  # __post_init__ refuses unknown norms
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, value_and_gradient
+from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
@@ -37,7 +37,7 @@ def universal(
         step_size: first step, in input units; eps / 4 where None.
         restarts: random starting perturbations.
         objective: what is maximised on average.
-        seed: of starts and batches.
+        seed: of starts, batches and whatever the model draws; the global RNG is left as it was.
 
     Returns:
         The perturbation, shaped like one input.
@@ -49,24 +49,25 @@ def universal(
     [-1.0, 1.0]
     """
     check_steps(steps, restarts)
-    check_inputs(model, x, y, threat)
-    generator = torch.Generator().manual_seed(seed)
-    ball = Threat(threat.norm, threat.eps, box=None)
-    origin = torch.zeros_like(x[:1])
     first = threat.eps / 4.0 if step_size is None else step_size
-    best, best_rate = origin, -1.0
-    for _ in range(restarts):
-        delta = ball.random_start(origin, generator)
-        for step in range(steps):
-            rows = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
-            _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], objective)
-            size = first * (1.0 - 0.9 * step / steps)
-            delta = ball.project(delta + size * ball.direction(gradient.mean(0, keepdim=True)), origin)
-        with torch.no_grad():
-            rate = float(fooled(model(apply_universal(x, delta, threat)), y).double().mean())
-        if rate > best_rate:
-            best, best_rate = delta, rate
-    return best[0]
+    with own_rng(seed, x.device):
+        check_inputs(model, x, y, threat)
+        generator = torch.Generator().manual_seed(seed)
+        ball = Threat(threat.norm, threat.eps, box=None)
+        origin = torch.zeros_like(x[:1])
+        best, best_rate = origin, -1.0
+        for _ in range(restarts):
+            delta = ball.random_start(origin, generator)
+            for step in range(steps):
+                rows = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
+                _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], objective)
+                size = first * (1.0 - 0.9 * step / steps)
+                delta = ball.project(delta + size * ball.direction(gradient.mean(0, keepdim=True)), origin)
+            with torch.no_grad():
+                rate = float(fooled(model(apply_universal(x, delta, threat)), y).double().mean())
+            if rate > best_rate:
+                best, best_rate = delta, rate
+        return best[0]
 
 
 def apply_universal(x: Float[Tensor, "batch *shape"], delta: Tensor, threat: Threat) -> Float[Tensor, "batch *shape"]:

@@ -15,16 +15,18 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pinchpoint.bound.structure import structure_scale
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.layers import HasMatrix, weight_matrix
-from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate, operator_norm_upper
+from pinchpoint.measure.layers import HasMatrix, float64_copy, matrix64
+from pinchpoint.measure.spectrum import EPS64, check_norm, inflate, operator_norm_upper, times_up
 from pinchpoint.records import Norm
 
 Method = Literal["tightest", "product", "structure"]
 
-_ONE_LIPSCHITZ = (nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, nn.Dropout, nn.Hardtanh, nn.ReLU6)
+_ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, nn.Dropout, nn.Hardtanh, nn.LeakyReLU)
+"""Known exactly; all are 1-Lipschitz, except that a leaky ReLU may have a slope above 1."""
 
 ASSUMPTIONS = (
     "the network is evaluated in exact arithmetic, in eval mode",
@@ -57,18 +59,16 @@ def chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The model as a list of modules applied one after the other.
 
     Raises:
-        ModelError: where a module is not known to be Lipschitz or the order of execution cannot be read off.
+        ModelError: where a module is not known to be Lipschitz, or has hooks that may change what it returns.
     """
     steps = list(_flatten("", model))
     for name, module in steps:
-        if not isinstance(module, (nn.Linear, HasMatrix, HasLipschitz, nn.LeakyReLU, *_ONE_LIPSCHITZ)):
+        if not (_is_linear(module) or isinstance(module, HasLipschitz) or _acts_as(module, *_ACTIVATIONS)):
             raise ModelError(
                 "a Lipschitz bound needs a chain of fully connected layers and known 1-Lipschitz activations",
                 f"{type(module).__name__} at '{name or 'the top level'}'",
                 "bound a network without it, or give the module a lipschitz_constant(norm) method",
             )
-    if not any(_is_linear(module) for _, module in steps):
-        raise ModelError("a Lipschitz bound needs at least one linear layer", "none", "give a network")
     return steps
 
 
@@ -78,7 +78,10 @@ def encoder(model: nn.Module) -> tuple[nn.Sequential, nn.Module]:
     The modules are shared with the model, not copied.
     """
     steps = chain(model)
-    last = max(index for index, (_, module) in enumerate(steps) if _is_linear(module))
+    linear = [index for index, (_, module) in enumerate(steps) if _is_linear(module)]
+    if not linear:
+        raise ModelError("an encoder and a head need at least one linear layer", "none", "give a network")
+    last = linear[-1]
     for name, module in steps[last + 1 :]:
         if not isinstance(module, nn.Identity | nn.Dropout):
             raise ModelError(
@@ -141,13 +144,17 @@ def sampled_lower(model: nn.Module, inputs: Float[Tensor, "batch *shape"], *, no
     """A lower bound: the largest ||f(x + tv) - f(x)|| / ||tv|| over the inputs, v the top direction of the Jacobian at x.
 
     A difference quotient is below the true constant even where x lies on a kink, where autograd's Jacobian need not be.
-    Evaluated in float64; the result is lowered by its own rounding error.
+    Evaluated in float64 and eval mode; the result is lowered by a bound on its own rounding error.
+
+    Raises:
+        ModelError: for modules that cannot be bounded, by name.
     """
     check_norm(norm)
-    weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
+    model = float64_copy(model)
+    steps = [(module, _linf_factor(module)) for _, module in chain(model)]
 
     def function(point: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(model, weights, (point[None],))
+        out: Tensor = model(point[None])
         return out.flatten()
 
     best = 0.0
@@ -160,38 +167,81 @@ def sampled_lower(model: nn.Module, inputs: Float[Tensor, "batch *shape"], *, no
         order = torch.inf if norm == "linf" else 2
         for step in (1e-3, -1e-3, 1e-1, -1e-1):
             other = point + step * direction.reshape(point.shape)
-            moved = torch.linalg.vector_norm(other - point, order)
-            here, there = function(point).detach(), function(other).detach()
-            rounding = 1e-13 * float(here.abs().max() + there.abs().max()) * here.shape[0]
-            change = float(torch.linalg.vector_norm(there - here, order)) - rounding
-            best = max(best, change / float(moved))
+            moved = float(torch.linalg.vector_norm(other - point, order))
+            if moved == 0.0:  # the input is so large that a step is lost in rounding
+                continue
+            (here, off_here), (there, off_there) = _with_rounding(steps, point), _with_rounding(steps, other)
+            off = (off_here + off_there) * (1.0 if norm == "linf" else here.numel() ** 0.5)
+            change = float(torch.linalg.vector_norm((there - here).flatten(), order)) - off
+            best = max(best, change / inflate(moved, point.numel() + here.numel()))
     return best
 
 
+def _linf_factor(module: nn.Module) -> float:
+    """How much a module can enlarge a rounding error in its input; for A (B x) also one made between B and A."""
+    own = _constant(module, lambda matrix: operator_norm_upper(matrix, "linf"), "linf")
+    if not isinstance(module, HasMatrix):
+        return own
+    factors = [parameter for parameter in module.parameters() if parameter.ndim == 2]
+    return max(own, times_up(*(operator_norm_upper(factor, "linf") for factor in factors)))
+
+
+@torch.no_grad()
+def _with_rounding(steps: list[tuple[nn.Module, float]], point: Tensor) -> tuple[Tensor, float]:
+    """The output at a point, and by how much rounding can have moved any entry of it."""
+    value, off = point[None], 0.0
+    for module, factor in steps:
+        before, value = value, module(value)
+        size = factor * float(before.abs().max()) + float(value.abs().max())
+        off = factor * off + 8.0 * (before.numel() + value.numel()) * EPS64 * size
+    return value, off
+
+
 def _structure_upper(matrix: Float[Tensor, "h d"], norm: Norm) -> float:
-    return inflate(structure_scale(matrix, norm).bound, sum(matrix.shape))
+    # where Theorem 3.1 is an equality, rounding decides which of the two is larger
+    return max(inflate(structure_scale(matrix, norm).bound, sum(matrix.shape)), operator_norm_upper(matrix, norm))
 
 
 def _product(steps: list[tuple[str, nn.Module]], bound: Callable[[Tensor], float], norm: Norm) -> float:
-    constant = 1.0
-    for _, module in steps:
-        if isinstance(module, nn.LeakyReLU):
-            constant *= max(1.0, abs(module.negative_slope))
-        elif _is_linear(module):
-            matrix = weight_matrix(module)
-            assert matrix is not None
-            constant *= bound(as_matrix(matrix))
-        elif isinstance(module, HasLipschitz):
-            constant *= module.lipschitz_constant(norm)
-    return inflate(constant, len(steps))
+    return times_up(*(_constant(module, bound, norm) for _, module in steps))
+
+
+def _constant(module: nn.Module, bound: Callable[[Tensor], float], norm: Norm) -> float:
+    """One step's constant."""
+    if _is_linear(module):
+        matrix = matrix64(module)
+        assert matrix is not None
+        return bound(matrix)
+    if isinstance(module, HasLipschitz):
+        constant = module.lipschitz_constant(norm)
+        if not constant >= 0:
+            raise ModelError(
+                "lipschitz_constant(norm) must be zero or more", constant, f"correct {type(module).__name__}"
+            )
+        return inflate(constant, 1)
+    return max(1.0, abs(module.negative_slope)) if isinstance(module, nn.LeakyReLU) else 1.0
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | HasMatrix)
+    return isinstance(module, HasMatrix) or _acts_as(module, nn.Linear)
+
+
+def _acts_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether it is one of these kinds and computes what that kind does: a subclass may have its own forward."""
+    if "forward" in vars(module):
+        return False
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 def _flatten(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if type(module).forward is not nn.Sequential.forward:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if any(not isinstance(hook, prune.BasePruningMethod) for hook in hooks):
+        raise ModelError(
+            "a Lipschitz bound needs modules whose output no hook can change",
+            f"a forward hook on {type(module).__name__} at '{name or 'the top level'}'",
+            "remove the hook",
+        )
+    if not _acts_as(module, nn.Sequential):
         yield name, module
         return
     for child_name, child in module._modules.items():  # named_children() would drop a module used twice

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pinchpoint.errors import ModelError, ThreatError
-from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate
+from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate, times_up, vector_norms
 from pinchpoint.records import Norm
 
 
@@ -29,15 +29,15 @@ def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tens
     """
     check_norm(norm)
     head = as_matrix(head)
-    differences = head[None, :, :] - head[:, None, :]
-    norms: Tensor = torch.linalg.vector_norm(differences, 1 if norm == "linf" else 2, dim=-1)
-    return norms * inflate(1.0, head.shape[1])
+    order = 1 if norm == "linf" else 2
+    norms = torch.stack([vector_norms(head - row, order) for row in head]) * inflate(1.0, head.shape[1])
+    return torch.where(norms > 0, torch.nextafter(norms, torch.full_like(norms, torch.inf)), 0.0)
 
 
 def head_factor(head: Float[Tensor, "classes d"], labels: Int[Tensor, "batch"], norm: Norm) -> float:
     """E_y[ max_{j != y} ||c_j - c_y||_{p*} ] over the labels seen."""
     _check_labels(labels, head.shape[0])
-    return float(dual_differences(head, norm).amax(dim=1)[labels].mean())
+    return float(dual_differences(head, norm).amax(dim=1)[labels.long()].mean())
 
 
 def gap_bound_binary(lipschitz: float, head: Float[Tensor, "d"], eps: float, norm: Norm) -> float:
@@ -47,7 +47,8 @@ def gap_bound_binary(lipschitz: float, head: Float[Tensor, "d"], eps: float, nor
     0.4
     """
     _check_eps(eps)
-    return eps * lipschitz * float(dual_differences(torch.stack([torch.zeros_like(head), head]), norm)[0, 1])
+    _check_lipschitz(lipschitz)
+    return times_up(eps, lipschitz, float(dual_differences(torch.stack([torch.zeros_like(head), head]), norm)[0, 1]))
 
 
 def gap_bound(
@@ -63,7 +64,8 @@ def gap_bound(
         norm: ``linf`` or ``l2``.
     """
     _check_eps(eps)
-    return eps * lipschitz * head_factor(head, labels, norm)
+    _check_lipschitz(lipschitz)
+    return times_up(eps, lipschitz, head_factor(head, labels, norm))
 
 
 def certified_radii(
@@ -89,9 +91,16 @@ def certified_radii(
     _check_labels(labels, logits.shape[1])
     if logits.shape[1] != head.shape[0]:
         raise ModelError("logits and head must agree on the number of classes", logits.shape[1], "check the head")
-    logits = logits.detach().double()
+    if len(logits) != len(labels):
+        raise ModelError(
+            "there must be one label a sample", f"{len(labels)} for {len(logits)} samples", "check the labels"
+        )
+    _check_lipschitz(lipschitz)
+    logits, labels = logits.detach().double(), labels.long()
     margins = logits.gather(1, labels[:, None]) - logits
-    change = lipschitz * dual_differences(head, norm).to(logits.device)[labels]
+    norms = dual_differences(head, norm).to(logits.device)[labels]
+    # a product that underflows is still no zero
+    change = torch.where((norms > 0) & (lipschitz > 0), (lipschitz * norms).clamp_min(5e-324), 0.0)
     other = torch.arange(logits.shape[1], device=logits.device)[None] != labels[:, None]
     ratios = torch.where(change > 0, margins / change, torch.where(margins > 0, torch.inf, 0.0))
     radii = torch.where(other, ratios, torch.inf).amin(dim=1)
@@ -101,12 +110,19 @@ def certified_radii(
 def certified_accuracy(radii: Float[Tensor, "batch"], eps: float) -> float:
     """Share of samples that are right and stay right within eps. Never above what any attack leaves."""
     _check_eps(eps)
+    if radii.numel() == 0:
+        raise ModelError("there must be at least one radius", "none", "give certified_radii of some samples")
     return float(((radii > 0) & (radii >= eps)).double().mean())
 
 
 def _check_eps(eps: float) -> None:
     if not eps >= 0:
         raise ThreatError("eps must be zero or more", eps, "give the budget in input units, for example 8/255")
+
+
+def _check_lipschitz(lipschitz: float) -> None:
+    if not lipschitz >= 0:
+        raise ModelError("a Lipschitz constant is zero or more", lipschitz, "take the upper of bound.lipschitz")
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import residual_curve, sorted_magnitudes
-from pinchpoint.measure.spectrum import as_matrix, check_norm, operator_norm, row_norms, singular_values
+from pinchpoint.measure.spectrum import as_matrix, check_norm, frobenius_norm, operator_norm, row_norms, singular_values
 from pinchpoint.records import Norm
 
 
@@ -87,7 +87,7 @@ def structure_scale(
         k = int(curve.argmin()) + 1
     _check_k("k", k, curve.shape[0])
     structure = float(curve[k - 1])
-    scale = _frobenius(as_matrix(matrix))
+    scale = frobenius_norm(matrix)
     return StructureScale(
         norm=norm,
         operator_norm=operator_norm(matrix, norm),
@@ -102,16 +102,12 @@ def structure_scale(
 def _dominance(theta: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """(1 - residual) / ((1 - spread) k) for k = 1 ... n."""
     magnitudes = sorted_magnitudes(theta)
-    share = 1.0 - residual_curve(theta)
+    kept = magnitudes.cumsum(-1)
+    share = kept / kept[-1]  # 1 - residual, without its cancellation where many terms are left out
     k = torch.arange(1, magnitudes.shape[0] + 1, dtype=torch.float64, device=theta.device)
     if magnitudes[0] == 0:
         return 1.0 / k
     return share / (magnitudes * k)  # magnitudes are relative to the first: 1 - spread
-
-
-def _frobenius(matrix: Float[Tensor, "h d"]) -> float:
-    top = float(matrix.abs().max())
-    return float(torch.linalg.vector_norm(matrix / top)) * top if top > 0 else 0.0
 
 
 def _check_k(name: str, k: int, n: int) -> None:

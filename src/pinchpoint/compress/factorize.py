@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
+from pinchpoint.measure.layers import weight_matrix
+from pinchpoint.measure.spectrum import as_matrix
 
 
 class LowRankLinear(nn.Module):
@@ -59,7 +61,9 @@ def truncate(linear: nn.Linear, rank: int) -> LowRankLinear:
     True
     """
     check_rank(rank, linear.out_features, linear.in_features)
-    u, sigma, vh = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+    matrix = weight_matrix(linear)
+    assert matrix is not None
+    u, sigma, vh = torch.linalg.svd(as_matrix(matrix), full_matrices=False)
     root = sigma[:rank].sqrt()
     low = LowRankLinear(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
     low = low.to(device=linear.weight.device, dtype=linear.weight.dtype)
@@ -74,4 +78,4 @@ def truncate(linear: nn.Linear, rank: int) -> LowRankLinear:
 def check_rank(rank: int, h: int, d: int) -> None:
     """Refuse a rank outside 1 ... min(h, d)."""
     if not 1 <= rank <= min(h, d):
-        raise ModelError(f"the rank of a {h} x {d} layer lies in 1 ... {min(h, d)}", rank, "choose a smaller rank")
+        raise ModelError(f"the rank of a {h} x {d} layer lies in 1 ... {min(h, d)}", rank, "choose one in that range")

@@ -6,6 +6,7 @@ default, and so is an input convolution, as in the paper.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ class Penalty(ABC):
     include_head: bool = False
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ConfigError("a penalty's strength must be zero or more", self.strength, "use 0 for no penalty")
+        if not 0 <= self.strength < math.inf:
+            raise ConfigError(
+                "a penalty's strength must be finite, zero or more", self.strength, "use 0 for no penalty"
+            )
 
     @abstractmethod
     def term(self, matrix: Float[Tensor, "h d"]) -> Float[Tensor, ""]:
@@ -130,10 +133,11 @@ class NuclearNorm(Penalty):
 class _Nuclear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> Tensor:
-        u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
+        wide = matrix if matrix.dtype == torch.float64 else matrix.float()  # there is no SVD in half precision
+        u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
         seen = sigma > sigma.amax() * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-        ctx.save_for_backward(u[:, seen] @ vh[seen])
-        total: Tensor = sigma.sum()
+        ctx.save_for_backward((u[:, seen] @ vh[seen]).to(matrix.dtype))
+        total: Tensor = sigma.sum().to(matrix.dtype)
         return total
 
     @staticmethod

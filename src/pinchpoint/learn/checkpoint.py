@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pinchpoint.errors import CheckpointError
+from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.learn.models import ModelConfig, build
 
 _TENSORS, _CONFIG = "model.safetensors", "config.json"
@@ -26,8 +25,8 @@ class CheckpointConfig(BaseModel):
 
     format: Literal[1] = 1
     model: ModelConfig
-    input_shape: tuple[int, ...]
-    classes: int
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    classes: int = Field(ge=2)
     data: str = ""
 
 
@@ -37,7 +36,7 @@ def save(directory: Path, model: nn.Module, config: CheckpointConfig) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as temporary:
         save_file(tensors, Path(temporary) / _TENSORS)
-        (Path(temporary) / _CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        (Path(temporary) / _CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for name in (_TENSORS, _CONFIG):
             (Path(temporary) / name).replace(directory / name)
 
@@ -48,7 +47,7 @@ def load(path: Path) -> tuple[nn.Sequential, CheckpointConfig]:
     Raises:
         CheckpointError: where a file is missing, truncated or malformed, or the tensors do not fit the config.
     """
-    directory = path.parent if path.suffix == ".safetensors" else path
+    directory = path.parent if path.name == _TENSORS else path
     for name in (_CONFIG, _TENSORS):
         if not (directory / name).is_file():
             raise CheckpointError(
@@ -75,9 +74,14 @@ def load(path: Path) -> tuple[nn.Sequential, CheckpointConfig]:
 
 def fill(config: CheckpointConfig, tensors: dict[str, torch.Tensor], where: Path) -> nn.Sequential:
     """The config's network with these tensors in it; names, shapes and dtypes must match."""
-    model = build(config.model, config.input_shape, config.classes)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        with torch.device("meta"):  # a config that asks for more than the tensors hold allocates nothing
+            wanted = _described(build(config.model, config.input_shape, config.classes).state_dict())
+    except (ModelError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{where / _CONFIG} must describe a model", str(error), "restore the file the checkpoint came with"
+        ) from None
+    found = _described(tensors)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(
@@ -85,8 +89,15 @@ def fill(config: CheckpointConfig, tensors: dict[str, torch.Tensor], where: Path
                 f"{name} {found.get(name, 'missing')}",
                 "put the config beside the tensors it was written with",
             )
+    model = build(config.model, config.input_shape, config.classes)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _described(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    return {
+        name: f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors.items()
+    }
 
 
 def first_problem(error: Exception) -> str:
@@ -95,4 +106,4 @@ def first_problem(error: Exception) -> str:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         return f"{where or 'the file'}: {problem['msg']}"
-    return str(error) if not isinstance(error, json.JSONDecodeError) else error.msg
+    return str(error)

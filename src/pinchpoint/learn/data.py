@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class DataConfig(BaseModel):
     name: str = "digits"
     test_share: float = Field(default=0.25, gt=0, lt=1, description="only for data without a test set of its own")
     validation_share: float = Field(default=0.15, gt=0, lt=1, description="of the training part, stratified")
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
     limit_train: int | None = Field(default=None, ge=1, description="keep the first n training samples")
     limit_test: int | None = Field(default=None, ge=1, description="keep the first n test samples")
     root: str = Field(default="~/.cache/pinchpoint", description="where torchvision keeps its files")
@@ -95,14 +96,11 @@ Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray
 
 def _digits(config: DataConfig) -> Arrays:
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    x = (bunch.images / 16.0).astype(np.float32)[:, None]
-    x_train, x_test, y_train, y_test = train_test_split(
-        x, bunch.target, test_size=config.test_share, stratify=bunch.target, random_state=config.split_seed
-    )
-    return x_train, y_train, x_test, y_test
+    x, y = (bunch.images / 16.0).astype(np.float32)[:, None], bunch.target
+    train, test = _stratified(y, config.test_share, config.split_seed)
+    return x[train], y[train], x[test], y[test]
 
 
 def _npz_path(name: str) -> Path:
@@ -121,18 +119,29 @@ def _from_npz(path: Path) -> Arrays:
         raise DataError("a data file must exist", str(path), "check the path or PINCHPOINT_DATA")
     wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(
+                f"{path.name} must be an .npz of plain arrays", "a single array", "write it with numpy.savez"
+            )
+        with loaded as file:
             missing = [key for key in wanted if key not in file]
             if missing:
                 raise DataError(
                     f"{path.name} must hold the arrays {', '.join(wanted)}", f"none called {missing[0]}", "rename them"
                 )
             x_train, y_train, x_test, y_test = (file[key] for key in wanted)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name} must be a readable .npz of plain arrays", str(error), "write it anew") from None
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.ndim < 2 or y.ndim != 1 or x.shape[1:] != x_train.shape[1:] or x.size == 0:
+            raise DataError(
+                f"x_{name} must hold images, all of one shape, and y_{name} one label each",
+                f"shapes {x.shape} and {y.shape}" + (f" beside x_train {x_train.shape}" if name == "test" else ""),
+                "mend the file",
+            )
         if len(x) != len(y) or len(x) == 0:
             raise DataError(
                 f"x_{name} and y_{name} must be equally long and not empty", f"{len(x)} and {len(y)}", "mend the file"
@@ -147,24 +156,12 @@ def _split(
     x_test: npt.NDArray[Any],
     y_test: npt.NDArray[Any],
 ) -> Dataset:
-    from sklearn.model_selection import train_test_split
-
-    x_train, y_train = x_train[: config.limit_train], y_train[: config.limit_train]
-    x_test, y_test = x_test[: config.limit_test], y_test[: config.limit_test]
     if not np.issubdtype(y_train.dtype, np.integer) or int(min(y_train.min(), y_test.min())) < 0:
         raise DataError("labels must be integers from 0", str(y_train.dtype), "encode the classes as 0, 1, 2, ...")
-    classes = int(max(y_train.max(), y_test.max())) + 1
-    try:
-        rows, validation = train_test_split(
-            np.arange(len(x_train)),
-            test_size=config.validation_share,
-            stratify=y_train,
-            random_state=config.split_seed,
-        )
-    except ValueError as error:
-        raise DataError(
-            "the training data must hold enough samples of each class for a stratified split", str(error), "use more"
-        ) from None
+    classes = int(max(y_train.max(), y_test.max())) + 1  # of the whole data set, whatever the limits leave
+    x_train, y_train = x_train[: config.limit_train], y_train[: config.limit_train]
+    x_test, y_test = x_test[: config.limit_test], y_test[: config.limit_test]
+    rows, validation = _stratified(y_train, config.validation_share, config.split_seed)
     return Dataset(
         config.name,
         classes,
@@ -177,15 +174,29 @@ def _split(
     )
 
 
-def _images(x: npt.NDArray[Any]) -> Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(x))
-    if images.dtype == torch.uint8:
-        return images.float() / 255.0
-    images = images.float()
-    if not bool(torch.isfinite(images).all()) or float(images.min()) < 0 or float(images.max()) > 1:
+def _stratified(y: npt.NDArray[Any], share: float, seed: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Rows of the larger and of the smaller part."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rows, held_out = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=seed)
+    except ValueError as error:
         raise DataError(
-            "images must be uint8, or floats in [0, 1]",
-            f"{x.dtype} in [{float(images.min()):.4g}, {float(images.max()):.4g}]",
-            "rescale them; normalisation belongs to the model",
-        )
-    return images
+            "the data must hold enough samples of each class for a stratified split",
+            str(error),
+            "use more samples or another share",
+        ) from None
+    return rows, held_out
+
+
+def _images(x: npt.NDArray[Any]) -> Tensor:
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x)).float() / 255.0
+    seen = str(x.dtype)
+    if np.issubdtype(x.dtype, np.floating):
+        if bool(np.isfinite(x).all()) and x.min() >= 0 and x.max() <= 1:
+            return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        seen = f"{x.dtype} in [{x.min():.4g}, {x.max():.4g}]"
+    raise DataError(
+        "images must be uint8, or floats in [0, 1]", seen, "rescale them; normalisation belongs to the model"
+    )

@@ -79,6 +79,10 @@ def build(config: ModelConfig, input_shape: Sequence[int], classes: int, *, seed
     if (config.mean is None) != (config.std is None):
         raise ModelError("mean and std come together", "only one of them", "give both or none")
     if config.mean is not None and config.std is not None:
+        if len(input_shape) != 3:
+            raise ModelError(
+                "mean and std need images (channels, height, width)", tuple(input_shape), "leave mean and std out"
+            )
         if len(config.mean) not in (1, input_shape[0]):
             raise ModelError("mean needs one value or one a channel", len(config.mean), f"give {input_shape[0]}")
         steps.append(Normalize(config.mean, config.std))

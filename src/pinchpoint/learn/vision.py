@@ -62,9 +62,11 @@ def torchvision_arrays(name: str, root: Path) -> Arrays:
         which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
         try:
             part = getattr(datasets, name)(root=str(root), download=True, **which)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError) as error:
             raise DataError(
-                f"torchvision:{name} must be in {root} or be downloadable", str(error), "download it on another machine"
+                f"torchvision:{name} must be whole in {root} or be downloadable",
+                str(error) or type(error).__name__,
+                "download it on another machine",
             ) from None
         x = np.asarray(part.data)
         if x.ndim == 3:

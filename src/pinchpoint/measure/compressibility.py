@@ -10,6 +10,8 @@ Both are unchanged by theta -> c * theta. Everything runs in float64 and over th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
@@ -25,6 +27,8 @@ def sorted_magnitudes(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch 
     """
     if theta.ndim == 0 or theta.shape[-1] == 0:
         raise ModelError("theta must have at least one entry", f"shape {tuple(theta.shape)}", "give a non-empty vector")
+    if theta.is_complex():
+        raise ModelError("theta must be real", str(theta.dtype), "give magnitudes, e.g. theta.abs()")
     magnitudes = theta.detach().to(torch.float64).abs()
     if not bool(torch.isfinite(magnitudes).all()):
         raise ModelError(
@@ -45,14 +49,23 @@ def residual_curve(theta: Real[Tensor, "*batch n"], q: float = 1.0) -> Float[Ten
     >>> residual_curve(torch.tensor([3.0, 0.0, -1.0])).tolist()
     [0.25, 0.0, 0.0]
     """
-    if not q > 0:
-        raise ModelError("q must be positive", q, "use q=1 as the paper does")
-    powers = sorted_magnitudes(theta) ** q
-    tails = powers.flip(-1).cumsum(-1).flip(-1)  # tails[k] = sum of what is left after the k largest
+    if not 0 < q < math.inf:
+        raise ModelError("q must be positive and finite", q, "use q=1 as the paper does")
+    magnitudes = sorted_magnitudes(theta)
+    if q != 1:
+        return _residual_curve_in_logs(magnitudes, q)
+    tails = magnitudes.flip(-1).cumsum(-1).flip(-1)  # tails[k] = sum of what is left after the k largest
     total = tails[..., :1]
     left = torch.cat([tails[..., 1:], torch.zeros_like(total)], dim=-1)
-    curve: Tensor = (left / torch.where(total > 0, total, torch.ones_like(total))) ** (1.0 / q)
-    return curve
+    return left / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _residual_curve_in_logs(magnitudes: Float[Tensor, "*batch n"], q: float) -> Float[Tensor, "*batch n"]:
+    """The same for any q: powers with a large q would underflow. Monotone in k also after rounding."""
+    tails = (q * magnitudes.log()).flip(-1).logcumsumexp(-1).flip(-1)
+    total = tails[..., :1]
+    shares = torch.where(total > -torch.inf, ((tails[..., 1:] - total) / q).exp(), 0.0)
+    return torch.cat([shares, torch.zeros_like(total)], dim=-1).cummin(-1).values
 
 
 def residual(theta: Real[Tensor, "*batch n"], k: int, q: float = 1.0) -> Float[Tensor, "*batch"]:
@@ -64,8 +77,9 @@ def residual(theta: Real[Tensor, "*batch n"], k: int, q: float = 1.0) -> Float[T
     >>> residual(torch.tensor([4.0, 3.0, 2.0, 1.0]), k=2).item()
     0.3
     """
-    _check_k(k, theta.shape[-1])
-    return residual_curve(theta, q)[..., k - 1]
+    curve = residual_curve(theta, q)
+    _check_k(k, curve.shape[-1])
+    return curve[..., k - 1]
 
 
 def spread(theta: Real[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch"]:
@@ -74,8 +88,8 @@ def spread(theta: Real[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch"]:
     >>> spread(torch.tensor([4.0, 3.0, 2.0, 1.0]), k=2).item()
     0.25
     """
-    _check_k(k, theta.shape[-1])
     magnitudes = sorted_magnitudes(theta)
+    _check_k(k, magnitudes.shape[-1])
     return torch.where(magnitudes[..., 0] > 0, 1.0 - magnitudes[..., k - 1], 0.0)
 
 
@@ -88,6 +102,15 @@ def k_for_residual(theta: Real[Tensor, "*batch n"], target: float, q: float = 1.
     if not 0.0 <= target <= 1.0:
         raise ModelError("a target residual lies in [0, 1]", target, "try 0.1")
     return (residual_curve(theta, q) > target).sum(-1) + 1
+
+
+def dominant_terms(share: float, n: int) -> int:
+    """ceil(share * n), at least 1, not misled by rounding: 0.07 of 100 is 7.
+
+    >>> dominant_terms(0.07, 100), dominant_terms(0.1, 11)
+    (7, 2)
+    """
+    return max(1, math.ceil(share * n * (1.0 - 1e-12)))
 
 
 def _check_k(k: int, n: int) -> None:

@@ -2,17 +2,19 @@
 
 A fully connected layer is its h x d weight. A convolution is the out x (in/groups * kh * kw) matrix whose rows are the
 filters: right for compressibility, not an operator norm. A module that offers ``weight_matrix()`` is seen as that matrix
-(low-rank layers do). Parametrised and masked weights are seen as they act, because ``module.weight`` is what is read.
+(low-rank layers do). Parametrised weights and weights under a mask of ``torch.nn.utils.prune`` are seen as they act.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.spectrum import as_matrix
@@ -89,8 +91,33 @@ def weight_matrix(module: nn.Module) -> Float[Tensor, "h d"] | None:
     if isinstance(module, HasMatrix):
         return module.weight_matrix()
     if isinstance(module, nn.Linear | nn.Conv2d):
-        return module.weight.flatten(1)
+        return _weight(module).flatten(1)
     return None
+
+
+def matrix64(module: nn.Module) -> Float[Tensor, "h d"] | None:
+    """``weight_matrix`` in float64, detached, and computed in float64 where it is computed (A B, parametrisations)."""
+    if isinstance(module, HasMatrix) or parametrize.is_parametrized(module):
+        module = float64_copy(module)
+    matrix = weight_matrix(module)
+    return None if matrix is None else as_matrix(matrix)
+
+
+def float64_copy(module: nn.Module) -> nn.Module:
+    """A copy in float64 and eval mode. The module itself stays as it is."""
+    # torch.nn.utils.prune leaves tensors on the module that autograd made; deepcopy refuses those
+    derived = {
+        id(value): value.detach()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copied = copy.deepcopy(module, derived).double().eval()
+    for part in copied.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                hook(part, None)  # masks are applied before each forward pass; apply them now
+    return copied
 
 
 def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -111,23 +138,22 @@ def layers(model: nn.Module) -> Layers:
     found: list[Layer] = []
     skipped: list[Skipped] = []
     for name, module in _outermost(model):
-        matrix = weight_matrix(module)
+        try:
+            matrix = matrix64(module)
+        except ModelError as error:
+            raise ModelError(f"layer '{name}': {error.rule}", error.value, error.remedy) from None
         if matrix is None:
             if any(True for _ in module.parameters(recurse=False)):
                 reason = "not seen as a linear operator yet"
                 skipped.append(Skipped(name=name, kind=type(module).__name__, reason=reason))
             continue
-        try:
-            dense = as_matrix(matrix)
-        except ModelError as error:
-            raise ModelError(f"layer '{name}': {error.rule}", error.value, error.remedy) from None
         bias = getattr(module, "bias", None)
         found.append(
             Layer(
                 name=name,
                 kind={nn.Linear: "linear", nn.Conv2d: "conv2d"}.get(type(module), type(module).__name__),
-                matrix=dense,
-                bias=bias.detach().to(dense.dtype) if isinstance(bias, Tensor) else None,
+                matrix=matrix,
+                bias=bias.detach().to(matrix.dtype) if isinstance(bias, Tensor) else None,
                 module=module,
                 parameters=sum(parameter.numel() for parameter in module.parameters()),
             )
@@ -137,6 +163,16 @@ def layers(model: nn.Module) -> Layers:
             "a model must have at least one linear or convolutional layer", type(model).__name__, "give a network"
         )
     return Layers(found, skipped)
+
+
+def _weight(module: nn.Linear | nn.Conv2d) -> Tensor:
+    """The weight that acts at the next forward pass. A pruned ``module.weight`` is only as new as the last one."""
+    original, mask = getattr(module, "weight_orig", None), getattr(module, "weight_mask", None)
+    if isinstance(original, Tensor) and isinstance(mask, Tensor):
+        return original * mask
+    if nn.parameter.is_lazy(module.weight):
+        raise ModelError("weights must exist", "a lazy module without weights", "run a batch through the model first")
+    return module.weight
 
 
 def _is_operator(module: nn.Module) -> bool:

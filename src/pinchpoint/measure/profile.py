@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.compressibility import k_for_residual, residual, sorted_magnitudes, spread
+from pinchpoint.measure.compressibility import dominant_terms, k_for_residual, residual, sorted_magnitudes, spread
 from pinchpoint.measure.layers import Layer, layers
-from pinchpoint.measure.spectrum import effective_rank, row_norms, singular_values, stable_rank
+from pinchpoint.measure.spectrum import effective_rank, frobenius_norm, row_norms, singular_values, stable_rank
 from pinchpoint.records import LayerProfile, Profile, View
 
 _POINTS = 256
@@ -60,7 +58,7 @@ def _layer_profile(layer: Layer, k_share: float, target: float, q: float) -> Lay
         rows=rows,
         columns=columns,
         parameters=layer.parameters,
-        frobenius=float(torch.linalg.vector_norm(sigma)),
+        frobenius=frobenius_norm(layer.matrix),
         matrix_linf=float(nu.max()),
         matrix_l2=float(sigma[0]),
         effective_rank=effective_rank(sigma),
@@ -72,7 +70,7 @@ def _layer_profile(layer: Layer, k_share: float, target: float, q: float) -> Lay
 
 def _view(theta: Float[Tensor, "n"], k_share: float, target: float, q: float) -> View:
     n = theta.shape[0]
-    k = math.ceil(k_share * n)
+    k = dominant_terms(k_share, n)
     magnitudes = sorted_magnitudes(theta)
     total = float(magnitudes.sum())
     ranks = torch.linspace(0, n - 1, min(n, _POINTS), device=theta.device).round().long()

@@ -6,6 +6,7 @@ Exact norms of a dense h x d matrix: ||W||_inf is the largest l1 norm of a row, 
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
@@ -61,16 +62,37 @@ def singular_values(matrix: Float[Tensor, "h d"]) -> Float[Tensor, "r"]:
     return values * top
 
 
+def vector_norms(vectors: Float[Tensor, "*batch n"], order: float = 2) -> Float[Tensor, "*batch"]:
+    """Norms along the last dimension, scaled first: squares of tiny and huge entries neither vanish nor overflow.
+
+    >>> vector_norms(torch.tensor([[3e-200, 4e-200], [0.0, 0.0]], dtype=torch.float64)).tolist()
+    [5e-200, 0.0]
+    """
+    top = vectors.abs().amax(dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(vectors / torch.where(top > 0, top, 1.0), order, dim=-1)
+    return norms * top.squeeze(-1)
+
+
+def frobenius_norm(matrix: Float[Tensor, "h d"]) -> float:
+    """||W||_F in float64.
+
+    >>> frobenius_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    5.0
+    """
+    return float(vector_norms(as_matrix(matrix).flatten()))
+
+
 def effective_rank(sigma: Float[Tensor, "r"]) -> float:
     """exp of the Shannon entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix.
 
     >>> round(effective_rank(torch.ones(5)), 10)
     5.0
     """
-    total = sigma.sum()
-    if total <= 0:
+    top = sigma.max()
+    if top <= 0:
         return 0.0
-    shares = sigma.to(torch.float64) / total
+    relative = sigma.to(torch.float64) / top
+    shares = relative / relative.sum()
     return float(torch.exp(torch.special.entr(shares).sum()))
 
 
@@ -113,6 +135,21 @@ def inflate(value: float, terms: int) -> float:
     """``value`` raised by the relative rounding error of a backward-stable float64 computation over ``terms`` terms.
 
     A sum of n terms is off by less than n eps; LAPACK's singular values by p(h, d) eps sigma_1 with p of the order of
-    h + d (LAPACK Users' Guide, section 4.9). Eight times that leaves room.
+    h + d (LAPACK Users' Guide, section 4.9). Eight times that leaves room. Where numbers are so small that only absolute
+    rounding is left, the next larger one is taken; zero stays zero.
     """
-    return value * (1.0 + 8.0 * terms * EPS64)
+    return math.nextafter(value * (1.0 + 8.0 * terms * EPS64), math.inf) if value > 0 else value
+
+
+def times_up(*factors: float) -> float:
+    """Product of numbers >= 0 that is never below the exact one: zero only where a factor is zero, never inf * 0.
+
+    >>> times_up(1e-200, 1e-200) > 0, times_up(1e200, 1e200, 0.0)
+    (True, 0.0)
+    """
+    if 0.0 in factors:
+        return 0.0
+    product = 1.0
+    for factor in factors:
+        product = math.nextafter(product * factor, math.inf)
+    return product

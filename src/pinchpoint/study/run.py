@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pinchpoint.errors import ConfigError
 from pinchpoint.learn import DataConfig, Dataset, build, load, train
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.records import SCHEMA_VERSION, Run
-from pinchpoint.study.config import StudyConfig, Task
+from pinchpoint.study.config import Task
 from pinchpoint.study.store import Store
 
 
@@ -44,13 +44,13 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def check(config: StudyConfig) -> None:
+def check(tasks: Iterable[Task]) -> None:
     """Try what every run will need (data, model, device) before any of them starts.
 
     Raises:
         PinchpointError: for the first thing that cannot work.
     """
-    for cell in dict.fromkeys(task.cell for task in config.plan()):
+    for cell in dict.fromkeys(task.cell for task in tasks):
         device_of(cell.device)
         data = _data(cell.data)
         build(cell.model, data.input_shape, data.classes)

@@ -65,8 +65,10 @@ def run(config: StudyConfig, store: Store, *, watcher: Watcher | None = None, wo
     Raises:
         PinchpointError: before anything is written, where some run cannot work; or where the store cannot be written.
     """
-    check(config)
     tasks = [task for task in config.plan() if not store.has(task.id)]
+    if not tasks:
+        return []
+    check(tasks)
     return work(tasks, store, watcher or Silent(), workers=workers)
 
 

@@ -11,7 +11,7 @@ from pinchpoint.errors import StoreError
 from pinchpoint.records import Correlation, Family, Level, Member, Norm, Run, Summary
 from pinchpoint.study.config import FamilyConfig, StudyConfig
 from pinchpoint.study.engine import Failure
-from pinchpoint.study.findings import findings, headline
+from pinchpoint.study.findings import bound_finding, findings, headline
 
 _METRICS = (
     "robust_accuracy",
@@ -48,14 +48,16 @@ def summarise(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[F
         if any(row["family"] == family.name for row in rows)
     ]
     first = runs[members[0].run]
+    bound_vs_gap = _bound_vs_gap(rows, {item.norm: item.eps for item in first.audit.robustness})
     return Summary(
         study=config.study,
         title=config.title or config.study,
         headline=headline(summaries, len({row["run"] for row in rows}), len(config.seeds)),
         families=summaries,
+        bound_vs_gap=bound_vs_gap,
         models=rows,
         members=members,
-        notes=_notes(config, runs, failures),
+        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, runs, failures)],
         versions=first.versions,
         machine=first.machine,
     )
@@ -160,27 +162,65 @@ def _level(rows: list[dict[str, Any]], level: int) -> Level:
 
 
 def _correlation(
-    rows: list[dict[str, Any]], metric: str, norm: Norm | None, eps: float | None, values: Sequence[float | None]
+    rows: list[dict[str, Any]],
+    metric: str,
+    norm: Norm | None,
+    eps: float | None,
+    values: Sequence[float | None],
+    against: str = "compressibility",
 ) -> Correlation:
-    rho, p_value = _spearman([row["compressibility"] for row in rows], values)
+    column = against if against in rows[0] else f"{against}_{norm}"
+    x = [row.get(column) for row in rows]
+    rho, p_value = _spearman(x, values)
     by_seed = []
     for seed in sorted({row["seed"] for row in rows}):
         index = [i for i, row in enumerate(rows) if row["seed"] == seed]
-        by_seed.append(_spearman([rows[i]["compressibility"] for i in index], [values[i] for i in index])[0])
+        by_seed.append(_spearman([x[i] for i in index], [values[i] for i in index])[0])
     return Correlation(
-        metric=metric, norm=norm, eps=eps, rho=rho, p_value=p_value, models=len(rows), rho_by_seed=by_seed
+        metric=metric,
+        against=against,
+        norm=norm,
+        eps=eps,
+        rho=rho,
+        p_value=p_value,
+        models=len(rows),
+        rho_by_seed=by_seed,
     )
 
 
-def _spearman(x: Sequence[float], y: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Spearman's rho and its p-value; None where fewer than three pairs or no variation leave it undefined."""
-    from scipy.stats import spearmanr
+def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[Norm, float]) -> list[Correlation]:
+    """Does the gap bound rank all models of the study, each counted once, as the attacks do?"""
+    once = list({row["run"]: row for row in rows}.values())
+    return [
+        _correlation(once, "gap_bound", norm, eps, [row[f"gap_bound_{norm}"] for row in once], against="gap")
+        for norm, eps in norms.items()
+        if any(row[f"gap_bound_{norm}"] is not None for row in once)
+    ]
 
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and math.isfinite(b)]
+
+def _spearman(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Spearman's rho and its p-value; None where fewer than three pairs or no variation leave it undefined.
+
+    The p-value is the usual one from Student's t with n - 2 degrees of freedom (scipy.stats.spearmanr gives the same, but
+    takes a second to import).
+    """
+    import numpy
+    import polars
+    from scipy.special import stdtr
+
+    pairs = [
+        (a, b)
+        for a, b in zip(x, y, strict=True)
+        if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
+    ]
     if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
         return None, None
-    result = spearmanr([a for a, _ in pairs], [b for _, b in pairs])
-    return float(result.statistic), float(result.pvalue)
+    ranks = [polars.Series(values).rank().to_numpy() for values in zip(*pairs, strict=True)]
+    rho = max(-1.0, min(1.0, float(numpy.corrcoef(*ranks)[0, 1])))
+    freedom = len(pairs) - 2
+    if 1.0 - abs(rho) < 1e-12:
+        return rho, 0.0
+    return rho, float(2.0 * stdtr(freedom, -abs(rho) * math.sqrt(freedom / (1.0 - rho * rho))))
 
 
 def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Failure]) -> list[str]:
