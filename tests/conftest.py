@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+settings.register_profile("quick", max_examples=10, deadline=None)
 
 # before anything imports pinchpoint: check jaxtyping's shapes and dtypes at every call
 _ROOMS = ("measure", "bound", "attack", "compress", "learn", "evaluate", "mechanism")

@@ -216,7 +216,7 @@ def _spearman(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[flo
     if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
         return None, None
     ranks = [polars.Series(values).rank().to_numpy() for values in zip(*pairs, strict=True)]
-    rho = max(-1.0, min(1.0, float(numpy.corrcoef(*ranks)[0, 1])))
+    rho = max(-1.0, min(1.0, float(numpy.corrcoef(ranks)[0, 1])))
     freedom = len(pairs) - 2
     if 1.0 - abs(rho) < 1e-12:
         return rho, 0.0
