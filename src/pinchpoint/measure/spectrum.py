@@ -62,7 +62,7 @@ def singular_values(matrix: Float[Tensor, "h d"]) -> Float[Tensor, "r"]:
     return values * top
 
 
-def vector_norms(vectors: Float[Tensor, "*batch n"], order: float = 2) -> Float[Tensor, "*batch"]:
+def vector_norms(vectors: Float[Tensor, "*batch n"], order: int = 2) -> Float[Tensor, "*batch"]:
     """Norms along the last dimension, scaled first: squares of tiny and huge entries neither vanish nor overflow.
 
     >>> vector_norms(torch.tensor([[3e-200, 4e-200], [0.0, 0.0]], dtype=torch.float64)).tolist()

@@ -56,7 +56,7 @@ class PenaltyConfig(_Strict):
 
 
 class Cell(_Strict):
-    """Everything one run depends on, but the seed. ``device`` may be ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    """Everything one run depends on, but the seed. ``device`` may be ``auto``, ``cpu``, ``cuda`` or e.g. ``cuda:1``."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -64,7 +64,7 @@ class Cell(_Strict):
     constant_frobenius: bool = False
     train: TrainConfig = TrainConfig()
     audit: AuditConfig = AuditConfig()
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(default=1, ge=1, description="threads of a run; part of its id, since they change rounding")
 
     def id(self, seed: int) -> str:

@@ -28,19 +28,18 @@ def _data(config: DataConfig) -> Dataset:
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` is the first accelerator, or the CPU where there is none.
+    """``auto`` is the first accelerator that knows float64 (bounds need it), or the CPU where there is none.
 
     Raises:
         ConfigError: for a device this machine does not have.
     """
+    here = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return torch.device("cpu") if here is None or here.type == "mps" else here
     device = torch.device(name)
-    if device.type != "cpu":
-        count = torch.accelerator.device_count()
-        here = torch.accelerator.current_accelerator(check_available=True)
-        if here is None or here.type != device.type or (device.index or 0) >= count:
-            raise ConfigError("the device must be there", name, "use device: auto or device: cpu")
+    missing = here is None or here.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
+    if device.type != "cpu" and missing:
+        raise ConfigError("the device must be there", name, "use device: auto or device: cpu")
     return device
 
 
