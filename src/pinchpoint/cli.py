@@ -13,7 +13,8 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 import pinchpoint
 from pinchpoint.errors import PinchpointError
@@ -47,8 +48,8 @@ Workers = Annotated[
 ]
 File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
 
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False, emoji=False, highlight=False)  # labels and paths are shown as they are
+err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -176,12 +177,17 @@ def _run(config: StudyConfig, folder: Path, workers: int | None, as_json: bool) 
     except KeyboardInterrupt:
         kept = sum(store.has(task.id) for task in tasks)
         err.print(
-            f"Interrupted: {kept} of {len(tasks)} runs are kept in {folder}. The same command goes on from there."
+            f"Interrupted: {kept} of {len(tasks)} runs are kept in {folder}. The same command goes on from there.",
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
-    _report(config, folder, failures, as_json)
+    if len(failures) < len(tasks):
+        _report(config, folder, failures, as_json)
     if failures:
-        err.print(f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0].label}: {failures[0].reason}")
+        err.print(
+            f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0].label}: {failures[0].reason}",
+            soft_wrap=True,
+        )
         raise typer.Exit(2)
 
 
@@ -223,14 +229,14 @@ class _Watcher:
 def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, expand=True) as progress:
         yield _Watcher(progress, total, before, name)
 
 
@@ -281,14 +287,8 @@ def main() -> None:
     try:
         app()
     except PinchpointError as error:
-        err.print(f"[bold red]error:[/bold red] {_plain(str(error))}", soft_wrap=True, highlight=False)
+        err.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

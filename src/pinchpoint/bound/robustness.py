@@ -13,7 +13,7 @@ give the paper's form with c = c_1 - c_0.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pinchpoint.errors import ModelError, ThreatError
@@ -34,7 +34,7 @@ def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tens
     return torch.where(norms > 0, torch.nextafter(norms, torch.full_like(norms, torch.inf)), 0.0)
 
 
-def head_factor(head: Float[Tensor, "classes d"], labels: Int[Tensor, "batch"], norm: Norm) -> float:
+def head_factor(head: Float[Tensor, "classes d"], labels: Integer[Tensor, "batch"], norm: Norm) -> float:
     """E_y[ max_{j != y} ||c_j - c_y||_{p*} ] over the labels seen."""
     _check_labels(labels, head.shape[0])
     return float(dual_differences(head, norm).amax(dim=1)[labels.long()].mean())
@@ -52,7 +52,7 @@ def gap_bound_binary(lipschitz: float, head: Float[Tensor, "d"], eps: float, nor
 
 
 def gap_bound(
-    lipschitz: float, head: Float[Tensor, "classes d"], labels: Int[Tensor, "batch"], eps: float, norm: Norm
+    lipschitz: float, head: Float[Tensor, "classes d"], labels: Integer[Tensor, "batch"], eps: float, norm: Norm
 ) -> float:
     """How much the mean cross-entropy over ``labels`` can rise within eps, at most.
 
@@ -70,7 +70,7 @@ def gap_bound(
 
 def certified_radii(
     logits: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, "batch"],
+    labels: Integer[Tensor, "batch"],
     lipschitz: float,
     head: Float[Tensor, "classes d"],
     norm: Norm,

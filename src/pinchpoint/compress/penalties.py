@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.measure.layers import linear_modules, weight_matrix
+from pinchpoint.measure.spectrum import vector_norms
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ class GroupLasso(Penalty):
     """
 
     def term(self, matrix: Float[Tensor, "h d"]) -> Float[Tensor, ""]:
-        norms: Tensor = torch.linalg.vector_norm(matrix, dim=1)
-        return norms.sum()
+        return vector_norms(matrix).sum()
 
 
 @dataclass(frozen=True)

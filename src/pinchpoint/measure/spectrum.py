@@ -65,10 +65,12 @@ def singular_values(matrix: Float[Tensor, "h d"]) -> Float[Tensor, "r"]:
 def vector_norms(vectors: Float[Tensor, "*batch n"], order: int = 2) -> Float[Tensor, "*batch"]:
     """Norms along the last dimension, scaled first: squares of tiny and huge entries neither vanish nor overflow.
 
+    Differentiable; the gradient of a zero vector is zero.
+
     >>> vector_norms(torch.tensor([[3e-200, 4e-200], [0.0, 0.0]], dtype=torch.float64)).tolist()
     [5e-200, 0.0]
     """
-    top = vectors.abs().amax(dim=-1, keepdim=True)
+    top = vectors.detach().abs().amax(dim=-1, keepdim=True)  # a constant to autograd: the gradient is the same
     norms: Tensor = torch.linalg.vector_norm(vectors / torch.where(top > 0, top, 1.0), order, dim=-1)
     return norms * top.squeeze(-1)
 

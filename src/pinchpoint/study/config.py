@@ -20,6 +20,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,12 @@ class FamilyConfig(_Strict):
             raise ConfigError(
                 f"the grid of family '{self.name}' must hold values", seen, "list one value or more a key"
             )
-        levels = len(list(itertools.product(*self.grid.values())))
+        levels = math.prod(len(values) for values in self.grid.values())
         if self.labels is not None and len(self.labels) != levels:
             raise ConfigError(
                 f"family '{self.name}' needs one label a level, {levels} in all",
                 len(self.labels),
-                "or leave labels out",
+                f"give {levels} labels, or leave labels out",
             )
         return self
 
@@ -113,8 +114,10 @@ class StudyConfig(_Strict):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ConfigError("seeds must be one or more distinct numbers, zero or more", list(seeds), "use [0, 1, 2]")
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+            raise ConfigError(
+                "seeds must be one or more distinct numbers from 0 to 2**32 - 1", list(seeds), "use [0, 1, 2]"
+            )
         return seeds
 
     @model_validator(mode="after")
@@ -122,9 +125,19 @@ class StudyConfig(_Strict):
         names = [family.name for family in self.families]
         if not names or len(set(names)) != len(names):
             raise ConfigError("a study needs families with distinct names", names, "rename or add one")
+        judged: dict[frozenset[object], str] = {}
         for family in self.families:
-            for _ in self.levels(family):
-                pass
+            for level, _, cell in self.levels(family):
+                threats = cell.audit.threats
+                budgets = ", ".join(f"{threat.norm} {threat.eps:g}" for threat in threats)
+                key = frozenset((threat.norm, threat.eps, threat.universal_eps) for threat in threats)
+                judged.setdefault(key, f"{budgets} at level {level} of family '{family.name}'")
+        if len(judged) > 1:
+            raise ConfigError(
+                "all models of a study must be judged under the same norms and budgets",
+                " and ".join(list(judged.values())[:2]),
+                "list further budgets in curve, or make it two studies",
+            )
         return self
 
     def levels(self, family: FamilyConfig) -> Iterator[tuple[int, str, Cell]]:
@@ -183,12 +196,15 @@ def parse(text: str, where: str = "the study") -> StudyConfig:
     """Validate a study given as YAML text."""
     try:
         content = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} must be YAML", " ".join(str(error).split()), "mend the file at that line") from None
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        said = (getattr(error, "context", None), getattr(error, "problem", None))
+        problem = ", ".join(filter(None, said)) or str(error)
+        seen = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+        raise ConfigError(f"{where} must be YAML", seen, "mend the file there") from None
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{where} must be a mapping with study, seeds, base and families", type(content).__name__, "see the README"
-        )
+        seen = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{where} must be a mapping with study, seeds, base and families", seen, "see the README")
     return _validate(StudyConfig, content, where)
 
 
@@ -206,7 +222,7 @@ def make_cell(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str 
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{where}: '{path}' must be a path into the configuration", parent, "check the key")
-        node[last] = value
+        node[last] = copy.deepcopy(value)
     return _validate(Cell, content, where)
 
 
@@ -226,7 +242,19 @@ def _validate(kind: type[_Model], content: object, where: str) -> _Model:
             remedy = f"did you mean {close[0]}" if close else f"known here: {', '.join(known) or 'none'}"
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
         value = "nothing" if problem["type"] == "missing" else repr(problem["input"])
-        raise ConfigError(f"{where}: {place}: {problem['msg']}", value, "mend the value") from None
+        raise ConfigError(
+            f"{where}: {place}: {inner or _PLAIN.get(problem['type'], problem['msg'])}", value, "mend the value"
+        ) from None
+
+
+_PLAIN = {
+    "tuple_type": "Input should be a list",
+    "list_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+    "string_type": "Input should be text (put it in quotes)",
+}
+"""Where pydantic speaks of Python, what a study file is told instead."""
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -259,11 +287,16 @@ def _show(value: Any) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML that refuses a key given twice instead of keeping the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+# what PyYAML lets through for values such as 2020-13-45, !!int x, !!timestamp x, !!bool x, and for endless nesting
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,9 +85,10 @@ def _reporter(watcher: Watcher, task: Task) -> Callable[[str], None]:
 
 def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int) -> list[Failure]:
     failures = []
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     try:
-        waiting = {executor.submit(_attempt, task, store): task for task in tasks}
+        with _interrupts_held():
+            waiting = {executor.submit(_attempt, task, store): task for task in tasks}
         for future in as_completed(waiting):
             task = waiting[future]
             failure = future.result()
@@ -97,9 +100,9 @@ def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int)
             "worker processes must live to the end", "one was killed (out of memory?)", "run again with --workers 1"
         ) from None
     except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in list((executor._processes or {}).values()):
             process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)  # the runs in hand are cleared away before anyone counts
         raise
     executor.shutdown()
     return failures
@@ -107,7 +110,13 @@ def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int)
 
 def _attempt(task: Task, store: Store) -> Failure | None:
     try:
-        do(task, store)
+        signal.signal(signal.SIGTERM, _leave)
+        try:
+            do(task, store)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except SystemExit:
+        os._exit(143)  # passed on, the pool would catch it and hand this process the next task
     except StoreError:
         raise
     except PinchpointError as error:
@@ -115,10 +124,33 @@ def _attempt(task: Task, store: Store) -> Failure | None:
     return None
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what an interrupt means
-    signal.signal(signal.SIGTERM, lambda number, frame: _leave())
+def _leave(number: int, frame: object) -> None:
+    """Lets the temporary directory of the run in hand be removed, whoever else asks meanwhile."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(143)
 
 
-def _leave() -> None:
-    raise SystemExit(143)  # lets the temporary directory of the run in hand be removed
+def _begin() -> None:
+    """A worker leaves interrupts to the driver, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Interrupts wait; processes started meanwhile never see one, not even before their first line of ours."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

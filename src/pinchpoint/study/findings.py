@@ -28,7 +28,7 @@ def findings(
     verb = {-1: "fell", 0: "did not move consistently", 1: "rose"}
     paper = {-1: "the paper's direction", 0: "undecided", 1: "opposite to the paper"}
     found = _find(correlations, "robust_accuracy", norm, eps)
-    relative = _find(correlations, "robust_over_clean", norm, eps)
+    relative = next((c for c in correlations if (c.metric, c.norm) == ("robust_over_clean", norm)), None)
     key = f"robust_accuracy_{norm}"
     first, best, last = levels[0], max(levels, key=lambda level: level.mean.get(key) or 0.0), levels[-1]
     sentences = [
@@ -110,12 +110,12 @@ def _short(correlation: Correlation) -> str:
 
 
 def _judged(family: Family, norm: Norm | None) -> Correlation | None:
-    """The correlation at the judged budget: the one whose budget the ratio was taken at."""
-    ratio = next((c for c in family.correlations if c.metric == "robust_over_clean" and c.norm == norm), None)
+    """The correlation at the judged budget: the one at which the loss gap was measured."""
+    gap = next((c for c in family.correlations if c.metric == "gap" and c.norm == norm), None)
     return (
         None
-        if ratio is None or norm is None or ratio.eps is None
-        else _find(family.correlations, "robust_accuracy", norm, ratio.eps)
+        if gap is None or norm is None or gap.eps is None
+        else _find(family.correlations, "robust_accuracy", norm, gap.eps)
     )
 
 
@@ -127,8 +127,8 @@ def _name(norm: Norm | None, eps: float | None) -> str:
     return f"{norm} {eps:g}"
 
 
-def _rho(correlation: Correlation) -> str:
-    if correlation.rho is None:
+def _rho(correlation: Correlation | None) -> str:
+    if correlation is None or correlation.rho is None:
         return "undefined"
     seeds = [rho for rho in correlation.rho_by_seed if rho is not None]
     spread = f", by seed {min(seeds):+.2f} to {max(seeds):+.2f}" if len(seeds) > 1 else ""

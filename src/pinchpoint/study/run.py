@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 import pinchpoint
 from pinchpoint.audit import audit
 from pinchpoint.compress import ConstantFrobenius
-from pinchpoint.errors import ConfigError
+from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn import DataConfig, Dataset, build, load, train
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.records import SCHEMA_VERSION, Run
@@ -52,7 +53,11 @@ def check(tasks: Iterable[Task]) -> None:
     for cell in dict.fromkeys(task.cell for task in tasks):
         device_of(cell.device)
         data = _data(cell.data)
-        build(cell.model, data.input_shape, data.classes)
+        try:
+            build(cell.model, data.input_shape, data.classes)
+        except (RuntimeError, TypeError) as error:  # torch's words for sizes it cannot allocate or count
+            seen = f"hidden {cell.model.hidden} ({str(error).splitlines()[0]})"
+            raise ModelError("a network must fit into memory", seen, "make it smaller") from None
 
 
 def do(task: Task, store: Store, on_stage: Callable[[str], None] | None = None) -> Run:
@@ -77,7 +82,10 @@ def _run(task: Task, folder: Path, on_stage: Callable[[str], None]) -> Run:
     training = train(model, data, cell.train, seed=seed, penalty=cell.penalty.build(), after_step=keep)
     audited = audit(model, data, cell.audit, seed=seed, on_stage=on_stage)
     about = CheckpointConfig(model=cell.model, input_shape=data.input_shape, classes=data.classes, data=cell.data.name)
-    save(folder, model, about)
+    try:
+        save(folder, model, about)
+    except SafetensorError as error:  # its word for a full disk
+        raise OSError(str(error)) from None
     return Run(
         id=task.id,
         schema_version=SCHEMA_VERSION,

@@ -35,8 +35,16 @@ class Store:
         return self.root / "runs" / run
 
     def has(self, run: str) -> bool:
-        """Whether the run is finished."""
-        return (self.path(run) / _RECORD).is_file()
+        """Whether the run is finished.
+
+        Raises:
+            StoreError: where that cannot be told.
+        """
+        try:
+            return (self.path(run) / _RECORD).is_file()
+        except OSError as error:
+            seen = f"{self.root} ({error.strerror})"
+            raise StoreError("a store must be a folder that can be read", seen, "choose another with --out") from None
 
     def load(self, run: str) -> Run:
         """A finished run's record.

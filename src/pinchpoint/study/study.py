@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from pinchpoint.errors import ConfigError
 from pinchpoint.records import Run, Summary
 from pinchpoint.study.config import StudyConfig, Task, parse
 from pinchpoint.study.engine import Failure, Watcher, work
@@ -36,11 +37,17 @@ class Status:
 def catalogue(name: str) -> StudyConfig:
     """A study that comes with the package, by name.
 
+    Raises:
+        ConfigError: where there is none of that name.
+
     >>> catalogue("demo").seeds
     (0, 1, 2)
     """
-    text = (resources.files("pinchpoint.study") / "paper" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse(text, f"{name}.yaml")
+    files = {file.name: file for file in (resources.files("pinchpoint.study") / "paper").iterdir()}
+    if f"{name}.yaml" not in files:
+        known = ", ".join(sorted(file.removesuffix(".yaml") for file in files))
+        raise ConfigError("a study of the catalogue must be known by name", name, f"use one of: {known}")
+    return parse(files[f"{name}.yaml"].read_text(encoding="utf-8"), f"{name}.yaml")
 
 
 def status(config: StudyConfig, store: Store) -> Status:

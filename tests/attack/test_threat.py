@@ -1,0 +1,124 @@
+"""Ball and box, against plain numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oracles.as_user import refused
+from pinchpoint.attack import Threat
+from pinchpoint.errors import ThreatError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "eps"),
+    [("linf:8/255", "linf", 8 / 255), ("l2:0.5", "l2", 0.5), ("l2: 1 / 4", "l2", 0.25), ("linf:0", "linf", 0.0)],
+)
+def test_parse_reads_fractions(text, norm, eps):
+    threat = Threat.parse(text)
+    assert (threat.norm, threat.eps, threat.box) == (norm, eps, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("text", ["linf", "linf:", "linf:abc", "linf:1/0", "l2:inf", "l2:1e999", "8/255", ""])
+def test_parse_says_what_is_wrong(text):
+    with pytest.raises(ThreatError, match=r"a threat is written norm:eps, but got .*; write for example linf:8/255"):
+        Threat.parse(text)
+
+
+def test_text_form_is_read_back():
+    assert Threat.parse(str(Threat("l2", 0.45))) == Threat("l2", 0.45)
+
+
+@pytest.mark.parametrize("norm", ["l1", "Linf", ""])
+def test_unknown_norm(norm):
+    with refused(ThreatError, f"norm must be one of linf, l2, but got {norm}; write linf or l2."):
+        Threat(norm, 0.1)
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.inf, math.nan])
+def test_impossible_budget(eps):
+    with pytest.raises(
+        ThreatError, match=rf"eps must be a finite number, zero or more, but got {eps}; give the budget"
+    ):
+        Threat("linf", eps)
+
+
+@pytest.mark.parametrize("box", [(1.0, 0.0), (0.5, 0.5), (math.nan, 1.0)])
+def test_empty_box(box):
+    with pytest.raises(ThreatError, match=r"the box must be \(low, high\) with low < high"):
+        Threat("linf", 0.1, box)
+
+
+def test_projection_onto_the_cube_is_the_nearest_point():
+    x, moved = RNG.uniform(size=(5, 7)), RNG.normal(size=(5, 7))
+    threat = Threat("linf", 0.3)
+    expected = np.clip(np.clip(moved, x - 0.3, x + 0.3), 0, 1)
+    np.testing.assert_array_equal(threat.project(torch.tensor(moved), torch.tensor(x)).numpy(), expected)
+
+
+def test_projection_onto_the_l2_ball_scales_back_only_what_is_outside():
+    x = RNG.uniform(size=(6, 3, 2))
+    delta = RNG.normal(size=(6, 3, 2)) * np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 0.0])[:, None, None]
+    threat = Threat("l2", 0.5, box=None)
+    length = np.sqrt((delta**2).sum((1, 2), keepdims=True))
+    expected = x + delta * np.minimum(1.0, 0.5 / np.maximum(length, 1e-300))
+    result = threat.project(torch.tensor(x + delta), torch.tensor(x)).numpy()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=0.5 * 2e-6)  # the ball is drawn 1e-6 smaller
+    np.testing.assert_allclose(result[length.ravel() < 0.5], expected[length.ravel() < 0.5], rtol=0, atol=1e-15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    norm=st.sampled_from(["linf", "l2"]),
+    eps=st.floats(0, 3),
+    shape=st.sampled_from([(1, 1), (3, 5), (2, 1, 4, 4), (4, 3, 2)]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    box=st.sampled_from([None, (0.0, 1.0), (-0.7, 0.7), (0.3, 0.9)]),
+    seed=st.integers(0, 2**16),
+)
+def test_projections_and_starts_stay_inside(assert_inside, norm, eps, shape, dtype, box, seed):
+    threat = Threat(norm, eps, box)
+    generator = torch.Generator().manual_seed(seed)
+    x = threat.clip(torch.randn(shape, generator=generator, dtype=dtype))
+    far = x + 10.0 ** float(torch.randint(-3, 4, (1,), generator=generator)) * torch.randn(shape, generator=generator)
+    projected = threat.project(far.to(dtype), x)
+    assert_inside(projected, x, threat)
+    assert_inside(threat.random_start(x, generator), x, threat)
+    assert_inside(threat.project(projected, x), x, threat)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_touch_the_surface_and_follow_the_generator(norm):
+    x = torch.zeros(20, 3, 4, 4)
+    threat = Threat(norm, 0.25, box=None)
+    start = threat.random_start(x, torch.Generator().manual_seed(3))
+    size = np.linalg.norm(start.numpy().reshape(20, -1).astype(float), {"linf": np.inf, "l2": 2}[norm], axis=1)
+    np.testing.assert_allclose(size, 0.25, rtol=3e-6)
+    assert torch.equal(start, threat.random_start(x, torch.Generator().manual_seed(3)))
+    assert not torch.equal(start, threat.random_start(x, torch.Generator().manual_seed(4)))
+
+
+def test_random_starts_have_no_preferred_direction():
+    start = Threat("l2", 1.0, box=None).random_start(torch.zeros(4000, 5), torch.Generator().manual_seed(0)).double()
+    np.testing.assert_allclose(start.mean(0).numpy(), 0, atol=4 / math.sqrt(5 * 4000))
+    np.testing.assert_allclose((start.T @ start / 4000).numpy(), np.eye(5) / 5, atol=0.02)
+
+
+def test_directions_maximise_the_inner_product():
+    gradient = torch.tensor(RNG.normal(size=(8, 2, 3)))
+    linf = Threat("linf", 1.0).direction(gradient)
+    l2 = Threat("l2", 1.0).direction(gradient)
+    np.testing.assert_allclose((linf * gradient).sum((1, 2)).numpy(), np.abs(gradient.numpy()).sum((1, 2)))
+    np.testing.assert_allclose((l2 * gradient).sum((1, 2)).numpy(), np.sqrt((gradient.numpy() ** 2).sum((1, 2))))
+
+
+def test_l2_direction_of_a_gradient_whose_square_underflows():
+    direction = Threat("l2", 1.0).direction(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))
+    np.testing.assert_allclose(direction.numpy(), [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)

@@ -1,0 +1,202 @@
+"""Checkpoints: back as they were written, or one sentence saying why not. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pinchpoint.errors import CheckpointError
+from pinchpoint.learn import ModelConfig, build
+from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
+
+CONFIG = CheckpointConfig(
+    model=ModelConfig(hidden=(6, 5), rank=2, bias=True, mean=(0.3,), std=(0.5,)),
+    input_shape=(1, 4, 4),
+    classes=3,
+    data="ziffern-é",
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(CONFIG.model, CONFIG.input_shape, CONFIG.classes, seed=4)
+    save(tmp_path / "deep" / "net", model, CONFIG)
+    return tmp_path / "deep" / "net"
+
+
+def edit(directory, **changes):
+    """The config with some entries replaced; None removes one."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        config[name] = value
+        if value is None:
+            del config[name]
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def tensors(directory, **changes):
+    """The tensors with some replaced; None removes one."""
+    found = load_file(directory / "model.safetensors")
+    for name, value in changes.items():
+        found[name.replace("_", ".")] = value
+        if value is None:
+            del found[name.replace("_", ".")]
+    save_file(found, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_round_trip(saved, by_file):
+    model, config = load(saved / "model.safetensors" if by_file else saved)
+    original = build(CONFIG.model, CONFIG.input_shape, CONFIG.classes, seed=4).state_dict()
+    assert config == CONFIG
+    assert not model.training
+    assert list(model.state_dict()) == list(original)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, original[name])
+        assert tensor.dtype == original[name].dtype
+    x = torch.rand(3, 1, 4, 4)
+    assert torch.equal(model(x), build(CONFIG.model, CONFIG.input_shape, CONFIG.classes, seed=4)(x))
+
+
+def test_only_the_two_files_are_left(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saving_again_replaces(saved):
+    save(saved, build(CONFIG.model, CONFIG.input_shape, CONFIG.classes, seed=5), CONFIG)
+    first = next(load(saved)[0].parameters())
+    assert torch.equal(first, next(build(CONFIG.model, CONFIG.input_shape, CONFIG.classes, seed=5).parameters()))
+
+
+def test_loading_leaves_the_global_rng_alone(saved):
+    rng = torch.random.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.random.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(
+        CheckpointError,
+        match=rf"a checkpoint is a directory with model.safetensors and config.json, but got no {name} in .*net; give",
+    ):
+        load(saved)
+
+
+def test_a_missing_directory_and_another_safetensors_file(saved):
+    with pytest.raises(CheckpointError, match=r"but got no config.json in .*nowhere"):
+        load(saved / "nowhere")
+    (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"but got no config.json in .*other.safetensors"):
+        load(saved / "other.safetensors")  # not silently the model beside it
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])
+def test_truncated_tensors(saved, keep):
+    whole = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(whole[:keep])
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors must be a whole safetensors file, but got .+; copy or"
+    ):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("", "the file: Invalid JSON"),
+        ('{"model": ', "the file: Invalid JSON"),
+        ("[]", "the file: Input should be an object"),
+        ("{}", "model: Field required"),
+    ],
+)
+def test_a_config_that_is_none(saved, text, seen):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(
+        CheckpointError, match=rf"config.json must describe a model, but got {seen}.*; restore the file"
+    ):
+        load(saved)
+
+
+def test_a_config_that_is_not_text(saved):
+    (saved / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match=r"config.json must describe a model, but got the file: Invalid JSON"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"classes": None}, "classes: Field required"),
+        ({"classes": 1}, "classes: Input should be greater than or equal to 2"),
+        ({"input_shape": [1, -4, 4]}, "input_shape.1: Input should be greater than or equal to 1"),
+        ({"format": 2}, "format: Input should be 1"),
+        ({"model": {"name": "resnet18"}}, "model.name: Input should be 'fcn'"),
+        ({"model": {"hidden": [6, 5], "width": 3}}, "model.width: Extra inputs are not permitted"),
+        ({"model": {"hidden": [6, 0]}}, r"widths must be one or more and classes two or more, but got \(6, 0\) and 3"),
+        ({"model": {"hidden": [6], "rank": 7}}, "the rank of a 6 x 16 layer lies in"),
+        ({"model": {"hidden": [10**18]}}, "Storage size calculation overflowed"),
+        ({"model": {"hidden": [10**30]}}, "."),
+    ],
+)
+def test_a_config_that_describes_no_model(saved, changes, seen):
+    edit(saved, **changes)
+    with pytest.raises(CheckpointError, match=f"config.json must describe a model, but got {seen}"):
+        load(saved)
+
+
+def test_a_config_of_another_model_allocates_nothing(saved):
+    edit(saved, model={"hidden": [10**11]})  # 12 TB of weights
+    with pytest.raises(
+        CheckpointError, match=r"which asks for 0.mean nowhere, but got 0.mean \(1, 1, 1\) float32; put the"
+    ):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "seen"),
+    [
+        ({"4_a": torch.zeros(6, 3)}, r"4.a \(5, 2\) float32", r"4.a \(6, 3\) float32"),
+        ({"4_a": None}, r"4.a \(5, 2\) float32", "4.a missing"),
+        ({"9_weight": torch.zeros(2)}, "9.weight nowhere", r"9.weight \(2,\) float32"),
+        ({"4_a": torch.zeros(5, 2, dtype=torch.float64)}, r"4.a \(5, 2\) float32", r"4.a \(5, 2\) float64"),
+        ({"4_a": torch.zeros(5, 2, dtype=torch.int32)}, r"4.a \(5, 2\) float32", r"4.a \(5, 2\) int32"),
+    ],
+)
+def test_tensors_that_do_not_fit(saved, changes, wanted, seen):
+    tensors(saved, **changes)
+    with pytest.raises(
+        CheckpointError,
+        match=f"the tensors in .*net must fit its config, which asks for {wanted}, but got {seen}; put the config beside",
+    ):
+        load(saved)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_in_disguise_is_refused_and_not_run(saved, how, trap, trapped):
+    path = saved / "model.safetensors"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"1.weight": trapped}))
+    else:
+        torch.save({"1.weight": trapped}, path)
+    with pytest.raises(CheckpointError, match=r"model.safetensors must be a whole safetensors file"):
+        load(saved)
+    assert not trap()
+
+
+def test_an_interrupted_save_leaves_nothing_half_written(tmp_path, monkeypatch):
+    model = build(CONFIG.model, CONFIG.input_shape, CONFIG.classes)
+
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pinchpoint.learn.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(tmp_path / "net", model, CONFIG)
+    assert list((tmp_path / "net").iterdir()) == []
