@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
@@ -33,7 +32,7 @@ from pinchpoint.evaluate import (
 )
 from pinchpoint.learn.data import Dataset
 from pinchpoint.measure import profile
-from pinchpoint.measure.layers import layers, weight_matrix
+from pinchpoint.measure.layers import float64_copy, layers, matrix64
 from pinchpoint.mechanism import trace
 from pinchpoint.records import (
     Audit,
@@ -177,11 +176,11 @@ def _bound(
 ) -> tuple[Bounds, Tensor, float]:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64."""
     features, head_module = encoder(model)
-    head = weight_matrix(head_module)
-    assert head is not None
+    head = matrix64(head_module)
+    assert head is not None  # encoder() returned a linear head
     product = lipschitz(features, norm=threat.norm, method="product", inputs=x[: config.jacobian_samples])
     structured = lipschitz(features, norm=threat.norm, method="structure")
-    logits = logits_of(copy.deepcopy(model).double(), x.double())
+    logits = logits_of(float64_copy(model).to(x.device), x.double())
     radii = certified_radii(logits, y, product.upper, head, threat.norm)
     certified = radii[radii > 0]
     record = Bounds(

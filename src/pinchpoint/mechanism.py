@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import eval_mode
+from pinchpoint.measure.compressibility import dominant_terms
 from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.measure.spectrum import as_matrix
 
@@ -102,7 +103,7 @@ def trace(
         _, moved_source, moved_target = moved[name]
         matrix = weight_matrix(module)
         assert matrix is not None
-        k = math.ceil(k_share * min(matrix.shape))
+        k = dominant_terms(k_share, min(matrix.shape))
         steps.append(
             LayerTrace(
                 name=name,

@@ -117,6 +117,13 @@ def test_parametrised_weights_are_seen_as_they_act():
     np.testing.assert_allclose(orthogonal @ orthogonal.T, np.eye(4), atol=1e-6)
 
 
+def test_parametrised_weights_are_computed_in_float64():
+    linear = parametrizations.weight_norm(nn.Linear(6, 5))
+    length, direction = (each.detach().double().numpy() for each in linear.parametrizations.weight.parameters())
+    expected = length * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    np.testing.assert_allclose(layers(linear)[0].matrix.numpy(), expected, rtol=1e-14)
+
+
 def test_masks_are_seen_as_they_act_at_the_next_forward_pass():
     linear = nn.Linear(4, 3)
     prune.l1_unstructured(linear, "weight", amount=0.5)

@@ -61,11 +61,11 @@ def residual_curve(theta: Real[Tensor, "*batch n"], q: float = 1.0) -> Float[Ten
 
 
 def _residual_curve_in_logs(magnitudes: Float[Tensor, "*batch n"], q: float) -> Float[Tensor, "*batch n"]:
-    """The same for any q: powers with a large q would underflow. Monotone in k also after rounding."""
+    """The same for any q: powers with a large q would underflow."""
     tails = (q * magnitudes.log()).flip(-1).logcumsumexp(-1).flip(-1)
     total = tails[..., :1]
     shares = torch.where(total > -torch.inf, ((tails[..., 1:] - total) / q).exp(), 0.0)
-    return torch.cat([shares, torch.zeros_like(total)], dim=-1).cummin(-1).values
+    return torch.cat([shares, torch.zeros_like(total)], dim=-1)
 
 
 def residual(theta: Real[Tensor, "*batch n"], k: int, q: float = 1.0) -> Float[Tensor, "*batch"]:

@@ -102,9 +102,9 @@ def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int)
     except BaseException:
         for process in list((executor._processes or {}).values()):
             process.terminate()
-        executor.shutdown(wait=True, cancel_futures=True)  # the runs in hand are cleared away before anyone counts
         raise
-    executor.shutdown()
+    finally:
+        executor.shutdown(cancel_futures=True)  # waits: what workers had in hand is cleared away before anyone counts
     return failures
 
 

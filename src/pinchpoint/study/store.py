@@ -43,7 +43,7 @@ class Store:
         try:
             return (self.path(run) / _RECORD).is_file()
         except OSError as error:
-            seen = f"{self.root} ({error.strerror})"
+            seen = f"{error.strerror}: {self.root}"
             raise StoreError("a store must be a folder that can be read", seen, "choose another with --out") from None
 
     def load(self, run: str) -> Run:
