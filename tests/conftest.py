@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 settings.register_profile("quick", max_examples=10, deadline=None)
+
+torch.set_num_threads(1)  # small tensors: a second thread only waits
 
 # before anything imports pinchpoint: check jaxtyping's shapes and dtypes at every call
 _ROOMS = ("measure", "bound", "attack", "compress", "learn", "evaluate", "mechanism")

@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from pinchpoint.attack import Threat
 from pinchpoint.audit import AuditConfig, ThreatConfig, audit
-from pinchpoint.evaluate import accuracy
+from pinchpoint.evaluate import accuracy, adversarial_loss
 from pinchpoint.records import Audit
 
 CONFIG = AuditConfig(
@@ -99,7 +100,13 @@ def test_universal_accuracy_is_judged_at_its_own_budget(record, trained, digits)
     assert record.robustness[1].universal_accuracy < l2.universal_accuracy
 
 
-def test_amplification_is_that_of_the_heads_input(record):
+def test_amplification_is_that_of_the_heads_input(record, trained, digits):
+    x, y = digits.x_test[:100], digits.y_test[:100]
+    _, where = adversarial_loss(trained, x, y, Threat("l2", 0.3), steps=15, seed=1)
+    moved = (where != x).flatten(1).any(1)
+    z, z_adv = (trained[:5](points[moved]).detach().double().numpy() for points in (x, where))
+    expected = (np.linalg.norm(z_adv - z, axis=1) / np.linalg.norm(z, axis=1)).mean()
+    assert record.mechanism[1].amplification == pytest.approx(expected, rel=1e-5)
     for mechanism, result in zip(record.mechanism, record.robustness, strict=True):
         assert mechanism.eps == result.eps
         assert 0 < mechanism.amplification < 10

@@ -447,3 +447,19 @@ def test_clean_accuracy_and_loss_against_numpy(trained, digits):
     assert accuracy(trained, digits.x_test, digits.y_test) == pytest.approx((z.argmax(1) == y).mean())
     loss = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1) - z[np.arange(len(y)), y]
     np.testing.assert_allclose(cross_entropy_loss(trained, digits.x_test, digits.y_test).numpy(), loss, atol=1e-5)
+
+
+def test_an_answer_that_is_not_a_number_is_no_right_answer():
+    class NanBeyondHalf(nn.Module):
+        """Right on clean inputs below one half; NaN at the label's own logit above."""
+
+        def forward(self, x):
+            logits = torch.zeros(len(x), 3)
+            logits[:, 0] = torch.where(x.flatten(1)[:, 0] > 0.5, torch.nan, 1.0)
+            return logits
+
+    x, y = torch.full((2, 1), 0.45), torch.tensor([0, 0])
+    verdict = robust_accuracy(
+        NanBeyondHalf(), x, y, Threat("linf", 0.1), attacks={"push": lambda model, x, y, threat: x + 0.1}
+    )
+    assert verdict.stage == ("push", "push")

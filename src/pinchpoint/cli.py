@@ -250,7 +250,7 @@ def _summary_tables(summary: Summary) -> Iterator[Table]:
         norms = [norm for norm, value in eps.items() if value is not None]
         budgets = ", ".join(f"{norm} {eps[norm]:g}" for norm in norms)
         title = f"{family.title} ({family.view} compressibility; {budgets})"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0)
         table.add_column("level")
         for heading in ("compr", "SA"):
             table.add_column(heading, justify="right")
@@ -265,13 +265,11 @@ def _summary_tables(summary: Summary) -> Iterator[Table]:
 
 
 def _profile_table(result: Profile, checkpoint: Path) -> Table:
-    table = Table(
-        title=f"Compressibility of {checkpoint}", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
-    )
+    table = Table(title=f"Compressibility of {checkpoint}", box=box.SIMPLE_HEAD, title_justify="left", padding=0)
     table.add_column("layer")
     for heading in ("shape", "eff.\nrank", "stable\nrank"):
         table.add_column(heading, justify="right")
-    for name in ("neuron", "spectr."):
+    for name in ("neuron", "spect."):
         for heading in (f"{name}\nresid.", f"{name}\nspread", f"{name}\nk({result.layers[0].neuron.target:g})"):
             table.add_column(heading, justify="right")
     for layer in result.layers:

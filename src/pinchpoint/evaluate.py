@@ -77,7 +77,7 @@ def logits_of(
 
 def accuracy(model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]) -> float:
     """Share of samples whose largest logit is the label's."""
-    return float((logits_of(model, x).argmax(1) == y).double().mean())
+    return 1.0 - float(_wrong(logits_of(model, x), y).double().mean())
 
 
 def cross_entropy_loss(
@@ -187,7 +187,7 @@ class _Tally:
         self.model, self.x, self.y, self.threat, self.batch_size = model, x, y, threat, batch_size
         logits = logits_of(model, x, batch_size)
         check_logits(logits, y, len(x))
-        self.fallen = logits.argmax(1) != y
+        self.fallen = _wrong(logits, y)
         self.stage = ["clean" if wrong else "survived" for wrong in self.fallen.tolist()]
         self.adversarial = x.clone()
         self.rejected = 0
@@ -203,7 +203,7 @@ class _Tally:
         rows, stored = rows[standing], candidates[standing].detach().float().to(self.x.dtype)
         if len(rows) == 0:
             return
-        wrong = logits_of(self.model, stored, self.batch_size).argmax(1) != self.y[rows]
+        wrong = _wrong(logits_of(self.model, stored, self.batch_size), self.y[rows])
         allowed = within(stored, self.x[rows], self.threat)
         self.adversarial[rows[allowed]] = stored[allowed]
         took = rows[wrong & allowed]
@@ -252,6 +252,11 @@ def _stretch(x: Tensor, known: Verdict, threat: Threat) -> Tensor:
     return torch.where(known.fallen.reshape(-1, *(1,) * (x.ndim - 1)), known.adversarial, stretched)
 
 
+def _wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Misclassified; an answer that is not a number is no right answer."""
+    return (logits.argmax(1) != y) | ~torch.isfinite(logits).all(1)
+
+
 def adversarial_loss(
     model: nn.Module,
     x: Float[Tensor, "batch *shape"],
@@ -270,8 +275,11 @@ def adversarial_loss(
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
             return loss, where
-        found = apgd(model, x, y, threat, steps=steps, objective=objective, drop_fallen=False, seed=seed)
-        found = found.float().to(x.dtype)
+        parts = [
+            apgd(model, x[rows], y[rows], threat, steps=steps, objective=objective, drop_fallen=False, seed=seed)
+            for rows in torch.arange(len(x), device=x.device).split(_BATCH)
+        ]
+        found = torch.cat(parts).float().to(x.dtype)
         reached = cross_entropy_loss(model, found, y)
         take = within(found, x, threat) & (reached > loss)
         where[take] = found[take]
@@ -295,5 +303,5 @@ def universal_accuracy(
         objective = scaled_cross_entropy(logit_scale(logits_of(model, train[0])))
         delta = universal(model, *train, threat, steps=steps, objective=objective, seed=seed)
         moved = apply_universal(test[0], delta[None], threat)
-        wrong = logits_of(model, moved).argmax(1) != test[1]
+        wrong = _wrong(logits_of(model, moved), test[1])
         return 1.0 - float((wrong & within(moved, test[0], threat)).double().mean()), delta

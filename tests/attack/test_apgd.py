@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pinchpoint.attack import Threat, apgd, cross_entropy, dlr, margin
-from pinchpoint.attack.apgd import checkpoints
+from pinchpoint.attack.apgd import _reconsider_step, _State, checkpoints
 from pinchpoint.evaluate import default_attacks, robust_accuracy, within
 
 # --- the paper's Algorithm 1, one sample at a time -------------------------------------------------------------------
@@ -131,6 +131,32 @@ def test_every_iterate_is_that_of_algorithm_1(norm, eps, smooth):
         halvings.append(halved)
     assert min(halvings) >= 1
     assert len(set(halvings)) > 1, "samples must find their own step sizes, or the comparison shows little"
+
+
+def test_the_two_conditions_at_a_checkpoint():
+    """After 16 steps: rises below, at and above three quarters; then no new best value with and without a halving before."""
+    rises = torch.tensor([11, 12, 13, 16, 16])
+    ones, zeros = torch.ones(5, 1), torch.zeros(5, 1)
+    state = _State(
+        **dict.fromkeys(("x", "previous", "gradient"), zeros),
+        **{name: torch.zeros(5) for name in ("index", "y", "value", "fallen")},
+        adv=zeros,
+        step=ones,
+        best=2 * ones,
+        best_gradient=3 * ones,
+        best_value=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]),
+        checked_value=torch.zeros(5),
+        rises=rises,
+        halved=torch.tensor([False, False, False, False, True]),
+    )
+    _reconsider_step(state, 16)
+    halved = [True, True, False, True, False]
+    assert state.halved.tolist() == halved
+    assert state.step.flatten().tolist() == [0.5 if half else 1.0 for half in halved]
+    assert state.adv.flatten().tolist() == [2.0 if half else 0.0 for half in halved]
+    assert state.gradient.flatten().tolist() == [3.0 if half else 0.0 for half in halved]
+    assert state.rises.tolist() == [0] * 5
+    assert torch.equal(state.checked_value, state.best_value)
 
 
 @pytest.mark.parametrize("steps", [100, 200, 500, 1000])

@@ -102,9 +102,9 @@ def train(
             last = Epoch(number, total / len(x), loss, accuracy)
             if not (math.isfinite(last.train_loss) and math.isfinite(loss)):
                 model.load_state_dict(best_weights)
-                raise ModelError(
-                    "the loss must stay finite", f"{last.train_loss} in epoch {number}", "lower the learning rate"
-                )
+                model.eval()
+                seen = f"training loss {last.train_loss:.4g}, validation loss {loss:.4g} in epoch {number}"
+                raise ModelError("the loss must stay finite", seen, "lower the learning rate")
             if on_epoch is not None:
                 on_epoch(last)
             if best is None or loss < best[0]:
@@ -117,6 +117,7 @@ def train(
         loss, accuracy, best_epoch = best
     else:
         loss, accuracy, best_epoch = last.validation_loss, last.validation_accuracy, last.number
+    optimizer.zero_grad(set_to_none=True)
     model.eval()
     return Training(
         epochs=last.number,
