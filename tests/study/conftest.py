@@ -20,7 +20,7 @@ Edited = Callable[[Mapping[str, Any]], str]
 
 @pytest.fixture(scope="session")
 def edited() -> Edited:
-    """The tiny study as YAML with some places changed; a path's numbers are places in lists."""
+    """The tiny study as YAML with some places changed; numbers in a path are places in lists, + a new one."""
 
     def edit(changes: Mapping[str, Any]) -> str:
         content = yaml.safe_load(_TINY.read_text())
@@ -29,7 +29,10 @@ def edited() -> Edited:
             node = content
             for parent in parents:
                 node = node[parent]
-            node[last] = value
+            if last == "+":
+                node.append(value)
+            else:
+                node[last] = value
         return yaml.safe_dump(content, sort_keys=False)
 
     return edit

@@ -1,0 +1,517 @@
+"""The command line: teaches, ends with one sentence and status 2 on bad input, and loses nothing when interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars
+import pytest
+import yaml
+
+import pinchpoint
+from pinchpoint import cli
+from pinchpoint.learn import ModelConfig, build
+from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
+from pinchpoint.records import Profile, Run, Summary
+
+TINY = Path(__file__).parent / "study" / "tiny.yaml"
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one sentence on stderr; a progress bar may have ended above it."""
+        assert self.status == 2
+        assert self.out == ""
+        *before, last = self.err.splitlines()
+        assert len(before) <= 1
+        assert last.startswith("error: ")
+        return last.removeprefix("error: ")
+
+
+def pinch(*arguments: object) -> Said:
+    """Run the entry point in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["pinchpoint", *map(str, arguments)])
+        patch.setattr(cli.out, "width", 80)
+        patch.setattr(cli.err, "width", 80)
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            status = leaving.code
+    return Said(int(status or 0), out.getvalue(), err.getvalue())
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def study(tmp_path) -> Write:
+    """Writes the tiny study to a file, with some top-level keys or sections of base replaced."""
+
+    def write(base: dict[str, Any] | None = None, **changes: Any) -> Path:
+        content = yaml.safe_load(TINY.read_text()) | changes
+        content["base"] |= base or {}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The tiny study, run to its end by one command. Not to be changed."""
+
+    folder: Path
+    said: Said
+
+    @property
+    def summary(self) -> Any:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "runs" / self.summary["models"][0]["run"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed") / "tiny"
+    return Undisturbed(folder, pinch("study", "run", TINY, "--out", folder, "--workers", 1))
+
+
+def timeless(value: Any) -> Any:
+    """Without what depends on the clock."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+# --- help ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "taught"),
+    [
+        ((), ["Start with pinchpoint demo", "demo", "study", "profile", "--version"]),
+        (("demo",), ["nothing is downloaded", "a second call is quick", "--workers", "--json", "runs/demo"]),
+        (("study",), ["finished runs are never run again", "run", "status", "report"]),
+        (("study", "run"), ["Ctrl-C keeps what is finished", "A study file (YAML)", "--out"]),
+        (("study", "status"), ["Show how far a study has come", "--json"]),
+        (("study", "report"), ["from the runs that are finished", "--json"]),
+        (("profile",), ["low means", "model.safetensors and config.json", "--k-share", "--target"]),
+    ],
+    ids=lambda value: " ".join(value) or "pinchpoint",
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_teaches(command, taught, flag):
+    said = pinch(*command, flag)
+    assert (said.status, said.err) == (0, "")
+    plain = " ".join(said.out.replace("│", " ").split())
+    for phrase in taught:
+        assert phrase in plain
+    assert "[bold]" not in plain
+
+
+def test_without_a_command_the_help_is_shown():
+    said = pinch()
+    assert "Start with pinchpoint demo" in said.out + said.err
+
+
+def test_version():
+    assert pinch("--version") == Said(0, f"pinchpoint {pinchpoint.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (("demmo",), "'demmo'"),
+        (("study", "rnu"), "'rnu'"),
+        (("demo", "--wokers", "2"), "--wokers"),
+        (("demo", "--workers", "0"), "than or equal to 1"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2(wrong, named):
+    said = pinch(*wrong)
+    assert (said.status, said.out) == (2, "")
+    assert named in said.err
+
+
+# --- a study from beginning to end ----------------------------------------------------------------------------------------
+
+
+def test_run_prints_tables_headline_and_where_things_are(undisturbed):
+    said, folder = undisturbed.said, undisturbed.folder
+    assert said.status == 0
+    summary = Summary.model_validate(undisturbed.summary)
+    assert summary.headline in said.out
+    for note in summary.notes:
+        assert f"note: {note}" in said.out
+    for name in ("summary.json", "records.parquet", "report.html"):
+        assert (folder / name).is_file()
+        assert str(folder / name) in said.out
+    assert polars.read_parquet(folder / "records.parquet").to_dicts() == summary.models
+    assert sorted(path.name for path in folder.iterdir()) == ["records.parquet", "report.html", "runs", "summary.json"]
+
+
+def test_tables_fit_80_columns_and_hold_the_means_of_the_summary(undisturbed):
+    *tables, _ = undisturbed.said.out.partition("means over seeds")[0].splitlines()
+    assert max(map(len, tables)) <= 80
+    assert "…" not in "".join(tables)
+    family = undisturbed.summary["families"][1]
+    for level in family["levels"]:
+        (row,) = [line.split() for line in tables if line.split()[:1] == [level["label"]]]
+        keys = ["robust_accuracy", "robust_over_clean", "universal_accuracy", "gap"]
+        keys = ["compressibility", "clean_accuracy", *(f"{key}_{norm}" for norm in ("linf", "l2") for key in keys)]
+        assert row[1:] == [f"{level['mean'][key]:.2f}" for key in keys]
+
+
+def test_second_run_does_nothing_again_and_says_the_same(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.folder.glob("runs/*/*")}
+    again = pinch("study", "run", TINY, "--out", undisturbed.folder)
+    assert (again.status, again.out) == (0, undisturbed.said.out)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.folder.glob("runs/*/*")} == before
+
+
+def test_status_before_and_after(undisturbed, tmp_path, study):
+    empty = tmp_path / "none"
+    said = pinch("study", "status", TINY, "--out", empty)
+    assert said.out.splitlines()[:2] == [
+        f"tiny: 0 of 8 runs finished in {empty}",
+        "  waiting: lasso: group_lasso 0, seed 0",
+    ]
+    assert not empty.exists()
+    many = pinch("study", "status", study(seeds=[0, 1, 2, 3]), "--out", empty)
+    assert many.out.splitlines()[-1] == "  and 6 more"
+    said = pinch("study", "status", TINY, "--out", undisturbed.folder)
+    assert said == Said(0, f"tiny: 8 of 8 runs finished in {undisturbed.folder}\n", "")
+
+
+def test_folder_is_runs_and_the_name_of_the_study_where_none_is_given(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert pinch("study", "status", TINY).out.startswith("tiny: 0 of 8 runs finished in runs/tiny\n")
+
+
+def test_report_writes_the_same_from_the_store(undisturbed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed.folder / "runs", folder / "runs")
+    said = pinch("study", "report", TINY, "--out", folder)
+    assert (said.status, said.err) == (0, "")
+    assert (folder / "summary.json").read_bytes() == (undisturbed.folder / "summary.json").read_bytes()
+    assert "<html" in (folder / "report.html").read_text()[:500].lower()
+
+
+def test_report_from_an_empty_store_is_one_sentence_and_writes_nothing(tmp_path):
+    folder = tmp_path / "none"
+    assert pinch("study", "report", TINY, "--out", folder).error == (
+        "a report needs at least one finished run, but got an empty store; run the study first: pinchpoint study run "
+        "FILE."
+    )
+    assert not folder.exists()
+
+
+def test_json_is_all_there_is_on_stdout(undisturbed, monkeypatch):
+    folder = undisturbed.folder
+    monkeypatch.setattr("pinchpoint.study.catalogue", lambda name: pinchpoint.study.read(TINY))
+    for command in (("study", "run", TINY), ("study", "report", TINY), ("demo",)):
+        said = pinch(*command, "--out", folder, "--json")
+        assert said.status == 0
+        assert json.loads(said.out) == undisturbed.summary
+    said = pinch("study", "status", TINY, "--out", folder, "--json")
+    assert json.loads(said.out) == {"study": "tiny", "folder": str(folder), "total": 8, "finished": 8, "waiting": []}
+    said = pinch("profile", undisturbed.checkpoint, "--json")
+    assert Profile.model_validate(json.loads(said.out))
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------
+
+BAD = [
+    ({"stuyd": 1}, {}, "every key must be known, but got stuyd; did you mean study."),
+    ({"families": []}, {}, "a study needs families with distinct names, but got []; rename or add one."),
+    ({"seeds": []}, {}, "seeds must be one or more distinct numbers from 0 to 2**32 - 1, but got []; use [0, 1, 2]."),
+    ({}, {"data": {"name": "digit"}}, "a data set must be known by name, but got digit; use digits, mnist, "),
+    ({}, {"data": {"name": "mnist"}}, "but got no PINCHPOINT_DATA; set PINCHPOINT_DATA to a folder with mnist.npz, or"),
+    ({}, {"model": {"name": "resnet"}}, "model.name: Input should be 'fcn', but got 'resnet'"),
+    ({}, {"model": {"rank": 65}}, "the rank of a 128 x 64 layer lies in 1 ... 64, but got 65; choose one in that"),
+    ({}, {"audit": {"threats": [{"norm": "linf", "eps": -1}]}}, "threats.0.eps: Input should be greater than or"),
+]
+
+
+@pytest.mark.parametrize(("changes", "base", "expected"), BAD, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_bad_study_is_one_sentence_and_nothing_is_written(
+    study, tmp_path, monkeypatch, command, changes, base, expected
+):
+    monkeypatch.delenv("PINCHPOINT_DATA", raising=False)
+    folder = tmp_path / "store"
+    file = study(base, **changes)
+    error = pinch("study", command, file, "--out", folder).error
+    if command == "run" or not base.keys() & {"data", "model"} or "resnet" in expected:
+        assert expected in error
+    else:  # data and model are tried by run only
+        assert error.startswith("a report needs at least one finished run")
+    assert error.endswith(".")
+    assert not folder.exists()
+
+
+def test_missing_file_is_one_sentence(tmp_path):
+    for command in ("run", "status", "report"):
+        error = pinch("study", command, tmp_path / "no.yaml", "--out", tmp_path / "store").error
+        assert error.startswith(f"a study file must be a readable text file, but got {tmp_path / 'no.yaml'} (")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    error = pinch("study", "run", TINY, "--out", tmp_path / "file", "--workers", 1).error
+    assert error == (
+        f"the store {tmp_path / 'file'} must be writable, but got Not a directory; free some space or choose another folder "
+        "with --out."
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_real_command_ends_with_status_2(study, tmp_path):
+    """The installed script, in a process of its own."""
+    script = Path(sys.executable).with_name("pinchpoint")
+    command = [script] if script.is_file() else [sys.executable, "-m", "pinchpoint.cli"]
+    file, folder = study({"data": {"name": "digit"}}), tmp_path / "store"
+    done = subprocess.run([*command, "study", "run", file, "--out", folder], capture_output=True, text=True)
+    assert (
+        "a data set must be known by name, but got digit; use digits"
+        in Said(done.returncode, done.stdout, done.stderr).error
+    )
+    assert not folder.exists()
+
+
+WILD = {"name": "wild", "view": "neuron", "grid": {"train.learning_rate": [0.01, 1e30]}}
+DIVERGED = r"the loss must stay finite, but got .*nan.* in epoch 1; lower the learning rate\."
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_run_that_fails_is_told_the_others_are_reported_and_labels_are_shown_as_they_are(study, tmp_path, json_wanted):
+    file = study(seeds=[0], families=[WILD | {"labels": ["[/b]:smile:", "[red]"]}])
+    folder = tmp_path / "store"
+    said = pinch("study", "run", file, "--out", folder, "--workers", 1, *(["--json"] if json_wanted else []))
+    assert said.status == 2
+    failed = rf"wild: \[red\], seed 0: {DIVERGED}"
+    assert re.fullmatch(f"1 of 2 runs failed; the first: {failed}", said.err.splitlines()[-1])
+    assert "Traceback" not in said.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["label"] for row in summary["models"]] == ["[/b]:smile:"]
+    assert any(re.fullmatch(f"Failed: {failed}", note) for note in summary["notes"])
+    if json_wanted:
+        assert json.loads(said.out) == summary
+    else:
+        assert " [/b]:smile: " in said.out
+
+
+def test_where_all_runs_fail_their_reason_is_told(study, tmp_path):
+    file, folder = study(families=[WILD | {"grid": {"train.learning_rate": [1e30]}}]), tmp_path / "store"
+    said = pinch("study", "run", file, "--out", folder, "--workers", 1)
+    assert (said.status, said.out) == (2, "")
+    failed = rf"2 of 2 runs failed; the first: wild: learning_rate 1e\+30, seed 0: {DIVERGED}"
+    assert re.fullmatch(failed, said.err.splitlines()[-1])
+    assert [path.name for path in folder.rglob("*")] == ["runs"]
+
+
+# --- profile --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"k_share": 0.25, "target": 0.4}])
+def test_profile_as_json_is_what_the_library_measures(undisturbed, options):
+    flags = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", value)]
+    said = pinch("profile", undisturbed.checkpoint, *flags, "--json")
+    assert (said.status, said.err) == (0, "")
+    model, _ = load(undisturbed.checkpoint)
+    assert Profile.model_validate_json(said.out) == pinchpoint.profile(model, **options)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["the demo's network", "a wide network"])
+def test_profile_table_fits_80_columns(tmp_path, monkeypatch, wide):
+    config = ModelConfig(hidden=(128, 128))
+    model = build(config, (1, 8, 8), 10)
+    save(tmp_path, model, CheckpointConfig(model=config, input_shape=(1, 8, 8), classes=10))
+    result = pinchpoint.profile(model)
+    if wide:
+        sizes = {"rows": 1000, "columns": 3072, "effective_rank": 954.8, "stable_rank": 406.74}
+        view = result.layers[0].neuron.model_copy(update={"n": 1000, "k_for_target": 900})
+        layers = [layer.model_copy(update=sizes | {"neuron": view, "spectral": view}) for layer in result.layers]
+        result = result.model_copy(update={"layers": layers})
+        monkeypatch.setattr("pinchpoint.measure.profile", lambda *_, **__: result)
+    said = pinch("profile", tmp_path)
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in said.out
+    for layer in result.layers:
+        (row,) = [line.split() for line in lines if line.split()[:1] == [layer.name]]
+        assert row[1] == f"{layer.rows}x{layer.columns}"
+        assert row[2:4] == [f"{layer.effective_rank:.1f}", f"{layer.stable_rank:.2f}"]
+        for seen, cells in ((layer.neuron, row[4:7]), (layer.spectral, row[7:10])):
+            assert cells == [f"{seen.residual:.3f}", f"{seen.spread:.3f}", f"{seen.k_for_target}/{seen.n}"]
+
+
+def test_profile_says_at_which_k(undisturbed):
+    assert "resid., spread: at k = 0.3 of the terms" in pinch("profile", undisturbed.checkpoint, "--k-share", 0.3).out
+    said = pinch("profile", undisturbed.checkpoint, "--target", 0.5).out
+    assert "resid., spread: at k = a tenth of the terms" in said
+    assert "k(target): the smallest k whose residual is at most 0.5, of all terms" in said
+
+
+def test_profile_of_what_is_no_whole_checkpoint_is_one_sentence(undisturbed, tmp_path):
+    assert "a checkpoint is a directory with model.safetensors and config.json, but got no config.json in" in (
+        pinch("profile", tmp_path / "none").error
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(undisturbed.checkpoint, copy)
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert f"{weights} must be a whole safetensors file, but got " in pinch("profile", copy).error
+    weights.write_bytes(whole)
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["hidden"] = [17]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert pinch("profile", copy).error == (
+        f"the tensors in {copy} must fit its config, which asks for 1.weight (17, 64) float32, but got 1.weight (16, "
+        "64) float32; put the config beside the tensors it was written with."
+    )
+    (copy / "config.json").write_text("{")
+    assert f"{copy / 'config.json'} must describe a model, but got " in pinch("profile", copy).error
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--k-share", 0), ("--k-share", "nan"), ("--target", -1)])
+def test_profile_refuses_a_share_or_target_out_of_range(undisturbed, flag, value):
+    assert " lies in " in pinch("profile", undisturbed.checkpoint, flag, value).error
+
+
+# --- interrupted and killed -----------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, workers: int) -> subprocess.Popen[str]:
+    """The real command, in a session of its own, as a terminal would start it."""
+    command = [sys.executable, "-m", "pinchpoint.cli", "study", "run", TINY, "--out", folder, "--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(folder: Path) -> dict[Path, int]:
+    """Records of the finished runs, and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/record.json")}
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "nothing happened for two minutes"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def alive(session: int) -> list[int]:
+    """Processes of a session, without those that only wait to be reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of, *_ = path.read_text().rpartition(")")[2].split()
+            if int(of) == session and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
+
+
+def check_completes(folder: Path, undisturbed: Undisturbed) -> None:
+    """A second call completes the study, keeps what was finished, and ends with the same numbers."""
+    kept = finished(folder)
+    assert 1 <= len(kept) < 8
+    for path in kept:
+        Run.model_validate_json(path.read_text())
+    said = pinch("study", "run", TINY, "--out", folder, "--workers", 1)
+    assert said.status == 0
+    after = finished(folder)
+    assert len(after) == 8
+    assert {path: after[path] for path in kept} == kept
+    assert timeless(json.loads((folder / "summary.json").read_text())) == timeless(undisturbed.summary)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted_study_keeps_what_is_finished_and_goes_on(tmp_path, undisturbed, workers):
+    folder = tmp_path / "store"
+    process = begin(folder, workers)
+    wait_until(lambda: finished(folder), process)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
+    out, err = process.communicate(timeout=60)
+    kept = finished(folder)
+    assert (process.returncode, out) == (130, "")
+    _, sentence = err.splitlines()
+    assert sentence == f"Interrupted: {len(kept)} of 8 runs are kept in {folder}. The same command goes on from there."
+    assert len(kept) <= 1 + workers, "nothing is begun after the interrupt"
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    check_completes(folder, undisturbed)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_interrupt_while_workers_start_is_one_sentence_too(tmp_path):
+    folder = tmp_path / "store"
+    process = begin(folder, 2)
+    wait_until(lambda: len(alive(process.pid)) >= 3, process)
+    time.sleep(0.3)  # they are importing now
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == (
+        f"Interrupted: 0 of 8 runs are kept in {folder}. The same command goes on from there."
+    )
+    assert "Traceback" not in err
+    assert not folder.exists()
+
+
+@needs_proc
+def test_killed_study_leaves_no_worker_behind_and_goes_on(tmp_path, undisturbed):
+    folder = tmp_path / "store"
+    process = begin(folder, 2)
+    wait_until(lambda: finished(folder), process)
+    process.kill()
+    wait_until(lambda: not alive(process.pid))
+    process.communicate(timeout=60)
+    assert len(finished(folder)) <= 3, "workers finish nothing but what they had in hand"
+    check_completes(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    """The main job as a user calls it."""
+    folder = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "pinchpoint.cli", "demo", "--out", folder], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0
+    summary = Summary.model_validate_json((folder / "summary.json").read_text())
+    assert summary.headline in done.stdout
+    assert (folder / "report.html").stat().st_size > 100_000
+    assert len(polars.read_parquet(folder / "records.parquet")) == 45
