@@ -195,13 +195,19 @@ def test_all_samples_where_none_are_left_out(trained, digits):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"threats": []}, "each norm must be named once and at least one"),
-        ({"threats": [{"norm": "l2", "eps": 1}, {"norm": "l2", "eps": 2}]}, r"named once .* \['l2', 'l2'\]"),
+        ({"threats": []}, "threats must name at least one norm, and each once"),
+        ({"threats": [{"norm": "l2", "eps": 1}, {"norm": "l2", "eps": 2}]}, r"each once, but got \['l2', 'l2'\]"),
         ({"threats": [{"norm": "l1", "eps": 1}]}, "Input should be 'linf' or 'l2'"),
         ({"threats": [{"norm": "l2", "eps": -1}]}, "greater than or equal to 0"),
-        ({"threats": [{"norm": "l2", "eps": 1, "curve": [0.1, -0.5]}]}, "eps must be a finite number, zero or more"),
-        ({"threats": [{"norm": "l2", "eps": 1, "universal_eps": -2}]}, "eps must be a finite number, zero or more"),
-        ({"threats": [{"norm": "l2", "eps": 1, "universal_eps": float("nan")}]}, "eps must be a finite number"),
+        (
+            {"threats": [{"norm": "l2", "eps": 1, "curve": [0.1, -0.5]}]},
+            "eps must be zero or more, and finite in float32",
+        ),
+        (
+            {"threats": [{"norm": "l2", "eps": 1, "universal_eps": -2}]},
+            "eps must be zero or more, and finite in float32",
+        ),
+        ({"threats": [{"norm": "l2", "eps": 1, "universal_eps": float("nan")}]}, "eps must be zero or more"),
         ({"steps": 0}, "greater than or equal to 1"),
         ({"k_share": 0}, "greater than 0"),
         ({"step": 10}, "Extra inputs are not permitted"),

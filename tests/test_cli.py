@@ -249,7 +249,7 @@ def test_json_is_all_there_is_on_stdout(undisturbed, monkeypatch):
 # --- bad input ------------------------------------------------------------------------------------------------------------
 
 BAD = [
-    ({"stuyd": 1}, {}, "every key must be known, but got stuyd; did you mean study."),
+    ({"stuyd": 1}, {}, "every key must be known, but got stuyd; perhaps study is meant."),
     ({"families": []}, {}, "a study needs families with distinct names, but got []; rename or add one."),
     ({"seeds": []}, {}, "seeds must be one or more distinct numbers from 0 to 2**32 - 1, but got []; use [0, 1, 2]."),
     ({}, {"data": {"name": "digit"}}, "a data set must be known by name, but got digit; use digits, mnist, "),

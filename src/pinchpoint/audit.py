@@ -19,7 +19,7 @@ from pinchpoint.bound import (
     lipschitz,
     structure_scale,
 )
-from pinchpoint.errors import ModelError
+from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.evaluate import (
     accuracy,
     adversarial_loss,
@@ -91,7 +91,9 @@ class AuditConfig(BaseModel):
     def _each_norm_once(cls, threats: tuple[ThreatConfig, ...]) -> tuple[ThreatConfig, ...]:
         norms = [threat.norm for threat in threats]
         if not norms or len(set(norms)) != len(norms):
-            raise ValueError(f"each norm must be named once and at least one, not {norms}")
+            raise ConfigError(
+                "threats must name at least one norm, and each once", norms, "merge their budgets into curve"
+            )
         return threats
 
 

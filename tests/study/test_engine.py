@@ -139,7 +139,8 @@ def test_worker_that_is_killed_is_one_sentence_and_the_rest_can_be_done_later(ti
     with pytest.raises(StoreError) as caught:
         run(tiny, store, watcher=notes, workers=2)
     assert str(caught.value) == (
-        "worker processes must live to the end, but got one was killed (out of memory?); run again with --workers 1."
+        "worker processes must live to the end, but got one was killed (out of memory?); "
+        "run again with --workers 1, finished runs are kept."
     )
     assert multiprocessing.active_children() == []
     kept = [task.id for task in tiny.plan() if store.has(task.id)]

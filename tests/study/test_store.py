@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import polars
@@ -168,3 +172,27 @@ def test_parquet_holds_the_rows_of_the_summary(finished):
     assert frame.to_dicts() == finished.summary.models
     curves = frame["curve_linf"].to_list()
     assert [[point["eps"] for point in curve] for curve in curves] == [[0.02, 0.05, 0.1]] * len(frame)
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
+    dead, alive, foreign = (
+        tmp_path / f".writing-{name}-x" for name in (f"{host}-{gone.pid}", f"{host}-{os.getpid()}", "elsewhere-1")
+    )
+    for folder in (dead, alive, foreign, tmp_path / "runs" / "kept"):
+        (folder / "inside").mkdir(parents=True)
+    Store(tmp_path).sweep()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {alive.name, foreign.name, "runs"}
+    assert (tmp_path / "runs" / "kept").is_dir()
+
+
+def test_a_run_in_hand_is_named_after_its_process_so_that_it_can_be_swept(tmp_path):
+    def fill(folder):
+        assert f"-{os.getpid()}-" in folder.parent.name
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).add("run", fill)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import get_args
@@ -14,6 +13,7 @@ from torch import Tensor
 from pinchpoint.errors import ThreatError
 from pinchpoint.records import Norm
 
+_LARGEST = torch.finfo(torch.float32).max / 4.0
 _SHRINK = 1.0 - 1e-6  # keeps float32 rounding of a projected l2 perturbation inside the ball
 
 
@@ -41,9 +41,9 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ThreatError(f"norm must be one of {', '.join(get_args(Norm))}", self.norm, "write linf or l2")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
+        if not 0 <= self.eps <= _LARGEST:
             raise ThreatError(
-                "eps must be a finite number, zero or more",
+                "eps must be zero or more, and finite in float32",
                 self.eps,
                 "give the budget in input units, for example 8/255",
             )

@@ -30,8 +30,8 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd only")
     patience: int | None = Field(
         default=10, ge=1, description="epochs without a lower validation loss; null: no stopping"

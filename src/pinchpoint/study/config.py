@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,17 @@ class Cell(_Strict):
     constant_frobenius: bool = False
     train: TrainConfig = TrainConfig()
     audit: AuditConfig = AuditConfig()
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: int = Field(default=1, ge=1, description="threads of a run; part of its id, since they change rounding")
+    device: str = "auto"
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="threads of a run; part of its id, since they change rounding"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("Input should be auto, cpu, cuda or cuda:N")
+        return device
 
     def id(self, seed: int) -> str:
         """A hash of the configuration, the seed and the schema: the same work has the same id."""
@@ -76,6 +86,8 @@ class Cell(_Strict):
 
 class FamilyConfig(_Strict):
     """Models of rising compressibility: ``fixed`` overrides ``base``, ``grid`` runs from none to strong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # labels: [full, 32, 16]
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     title: str = ""
@@ -239,7 +251,7 @@ def _validate(kind: type[_Model], content: object, where: str) -> _Model:
         if problem["type"] == "extra_forbidden":
             known = _keys_at(kind, problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            remedy = f"did you mean {close[0]}" if close else f"known here: {', '.join(known) or 'none'}"
+            remedy = f"perhaps {close[0]} is meant" if close else f"known here: {', '.join(known) or 'none'}"
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
         value = "nothing" if problem["type"] == "missing" else repr(problem["input"])
         raise ConfigError(
@@ -253,6 +265,7 @@ _PLAIN = {
     "dict_type": "Input should be a mapping",
     "model_type": "Input should be a mapping",
     "string_type": "Input should be text (put it in quotes)",
+    "string_pattern_mismatch": "Input should be letters, digits, - and _",
 }
 """Where pydantic speaks of Python, what a study file is told instead."""
 

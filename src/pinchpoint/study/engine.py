@@ -97,7 +97,9 @@ def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int)
             watcher.finished(task, failure)
     except BrokenProcessPool:
         raise StoreError(
-            "worker processes must live to the end", "one was killed (out of memory?)", "run again with --workers 1"
+            "worker processes must live to the end",
+            "one was killed (out of memory?)",
+            "run again with --workers 1, finished runs are kept",
         ) from None
     except BaseException:
         for process in list((executor._processes or {}).values()):

@@ -68,6 +68,9 @@ def do(task: Task, store: Store, on_stage: Callable[[str], None] | None = None) 
     torch.set_num_threads(task.cell.threads)
     try:
         return store.add(task.id, lambda folder: _run(task, folder, on_stage or (lambda stage: None)))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        seen = f"{task.label} ({(str(error) or 'out of memory').splitlines()[0]})"
+        raise ModelError("a run must fit into memory", seen, "make the model or audit.samples smaller") from None
     finally:
         torch.set_num_threads(threads)
 

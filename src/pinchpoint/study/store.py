@@ -6,8 +6,12 @@ ROOT/summary.json, records.parquet, report.html
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -77,9 +81,7 @@ class Store:
         """
         with self._writing():
             self.path(run).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                dir=self.root, prefix=".writing-", ignore_cleanup_errors=True
-            ) as temporary:
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=_mark(), ignore_cleanup_errors=True) as temporary:
                 work = Path(temporary) / run
                 work.mkdir()
                 record = fill(work)
@@ -91,6 +93,17 @@ class Store:
                         raise
                     return self.load(run)
         return record
+
+    def sweep(self) -> None:
+        """Remove what processes of this machine that were killed have left half-written."""
+        if os.name != "posix":  # elsewhere asking whether a process lives can end it
+            return
+        for left in self.root.glob(f".writing-{_host()}-*"):
+            with contextlib.suppress(ValueError, PermissionError):
+                try:
+                    os.kill(int(left.name.split("-")[2]), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def write_summary(self, summary: Summary) -> Path:
         """summary.json, by atomic rename."""
@@ -110,7 +123,7 @@ class Store:
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         with self._writing():
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=".writing-") as temporary:
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=_mark()) as temporary:
                 write(Path(temporary) / path.name)
                 (Path(temporary) / path.name).replace(path)
 
@@ -133,3 +146,12 @@ class _Writing:
             raise StoreError(
                 f"the store {self.root} must be writable", seen, "free some space or choose another folder with --out"
             ) from None
+
+
+def _mark() -> str:
+    """Names of half-written things say whose they are."""
+    return f".writing-{_host()}-{os.getpid()}-"
+
+
+def _host() -> str:
+    return "".join(letter for letter in platform.node() if letter.isalnum()) or "host"

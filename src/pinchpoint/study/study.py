@@ -72,6 +72,7 @@ def run(config: StudyConfig, store: Store, *, watcher: Watcher | None = None, wo
     Raises:
         PinchpointError: before anything is written, where some run cannot work; or where the store cannot be written.
     """
+    store.sweep()
     tasks = [task for task in config.plan() if not store.has(task.id)]
     if not tasks:
         return []
