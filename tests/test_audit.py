@@ -98,6 +98,7 @@ def test_universal_accuracy_is_judged_at_its_own_budget(record, trained, digits)
     smaller = CONFIG.model_copy(update={"threats": (CONFIG.threats[1].model_copy(update={"universal_eps": None}),)})
     (l2,) = audit(trained, digits, smaller, seed=1).robustness
     assert record.robustness[1].universal_accuracy < l2.universal_accuracy
+    assert (record.robustness[1].universal_eps, l2.universal_eps) == (0.9, l2.eps)
 
 
 def test_amplification_is_that_of_the_heads_input(record, trained, digits):

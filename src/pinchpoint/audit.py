@@ -252,6 +252,7 @@ def _attack(
         gap=float(losses.mean()) - clean_loss,
         gap_bound=gap_allowed,
         universal_accuracy=fooled_by_one,
+        universal_eps=threat.eps if threat.universal_eps is None else threat.universal_eps,
         settled=judged.settled,
         curve=[
             CurvePoint(

@@ -202,9 +202,7 @@ def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json:
         return
     for table in _summary_tables(summary):
         out.print(table)
-    typer.echo(
-        "means over seeds; SA: clean accuracy, RA: under AutoPGD, UA: under one universal perturbation, gap: loss\n"
-    )
+    typer.echo(_legend(summary))
     typer.echo(summary.headline)
     for note in summary.notes:
         typer.echo(f"note: {note}")
@@ -241,6 +239,14 @@ def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
 
 
 _COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_accuracy": "UA", "gap": "gap"}
+
+
+def _legend(summary: Summary) -> str:
+    budgets = [f"{norm} {eps:g}" for norm in ("linf", "l2") if (eps := summary.models[0].get(f"universal_eps_{norm}"))]
+    return (
+        "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
+        f"UA: under one universal perturbation ({', '.join(budgets)}); gap: adversarial minus clean loss.\n"
+    )
 
 
 def _summary_tables(summary: Summary) -> Iterator[Table]:

@@ -132,7 +132,8 @@ class Robustness(Record):
     """What attacks left of one model under one norm, decided by a check independent of the attack.
 
     ``gap`` is the adversarial loss found minus the clean loss (cross-entropy, nats); ``gap_bound`` is what Corollary 3.3
-    allows. ``settled`` counts the samples by the stage that settled them.
+    allows. ``universal_accuracy`` is judged at a budget of its own, ``universal_eps``. ``settled`` counts the samples by
+    the stage that settled them.
     """
 
     norm: Norm
@@ -144,6 +145,7 @@ class Robustness(Record):
     gap: float
     gap_bound: float | None
     universal_accuracy: float | None
+    universal_eps: float | None = None
     settled: dict[str, int]
     curve: list[CurvePoint]
 

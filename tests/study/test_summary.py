@@ -73,6 +73,7 @@ def test_row_holds_the_figures_of_its_record(finished):
                 "robust_over_clean": judged.robust_accuracy / audit.clean_accuracy,
                 "certified_accuracy": judged.certified_accuracy,
                 "universal_accuracy": attacked.universal_accuracy,
+                "universal_eps": attacked.universal_eps,
                 "gap": attacked.adversarial_loss - attacked.clean_loss,
                 "gap_bound": attacked.gap_bound,
                 "curve": [point.model_dump() for point in attacked.curve],

@@ -77,7 +77,8 @@ TERMS: dict[str, Term] = {
     ),
     "universal_accuracy": Term(
         "Universal accuracy",
-        "Accuracy under one single perturbation for all inputs, fitted on training data and judged on test data.",
+        "Accuracy under one single perturbation for all inputs, fitted on training data and judged on test data. Its budget "
+        "may be larger than that of the attacks; the table of models gives it.",
     ),
     "certified_accuracy": Term(
         "Certified accuracy",

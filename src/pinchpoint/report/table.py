@@ -90,11 +90,17 @@ def groups(material: Material) -> list[Group]:
     table.append(Group("No attack", [Column("clean_accuracy", "SA", TERMS["clean_accuracy"], starts_group=True)]))
     for norm in material.norms:
         columns = [
-            Column(f"{key}_{norm}", head, TERMS[key], starts_group=index == 0)
+            Column(f"{key}_{norm}", _head(key, head, norm, material), TERMS[key], starts_group=index == 0)
             for index, (key, head) in enumerate(_PER_NORM)
         ]
         table.append(Group(material.threat(norm), columns))
     return table
+
+
+def _head(key: str, head: str, norm: str, material: Material) -> str:
+    """A universal perturbation has a budget of its own, so its column says which."""
+    eps = material.summary.models[0].get(f"universal_eps_{norm}") if material.summary.models else None
+    return f"{head}, ε = {eps:g}" if key == "universal_accuracy" and eps is not None else head
 
 
 def model_rows(material: Material) -> list[dict[str, Any]]:

@@ -88,6 +88,7 @@ def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
                 p.certified_accuracy for p in robustness.curve if p.eps == robustness.eps
             ),
             f"universal_accuracy_{norm}": robustness.universal_accuracy,
+            f"universal_eps_{norm}": robustness.universal_eps,
             f"gap_{norm}": robustness.gap,
             f"gap_bound_{norm}": robustness.gap_bound,
             f"curve_{norm}": [point.model_dump() for point in robustness.curve],
