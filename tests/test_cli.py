@@ -178,7 +178,7 @@ def test_run_prints_tables_headline_and_where_things_are(undisturbed):
 
 
 def test_tables_fit_80_columns_and_hold_the_means_of_the_summary(undisturbed):
-    *tables, _ = undisturbed.said.out.partition("means over seeds")[0].splitlines()
+    *tables, _ = undisturbed.said.out.partition("Means over seeds")[0].splitlines()
     assert max(map(len, tables)) <= 80
     assert "…" not in "".join(tables)
     family = undisturbed.summary["families"][1]
