@@ -60,15 +60,15 @@ def ratio(rho: float | None = -0.5) -> Correlation:
 def test_finding_that_fell():
     said = findings("linf", 0.1, [correlation(-0.9, [-0.95, -0.8]), ratio()], FALLING, 15)
     assert said == [
-        "linf 0.1: robust accuracy fell as compressibility rose (Spearman -0.90 over 15 models, by seed -0.95 to -0.80; "
-        "robust over clean accuracy -0.50 over 15 models, by seed -0.50 to -0.50): the paper's direction. From 0.50 ± "
+        "linf 0.1: robust accuracy fell as compressibility rose (Spearman -0.90 over 15 models, -0.95 to -0.80 by seed; "
+        "robust over clean accuracy -0.50 over 15 models, -0.50 in each seed): the paper's direction. From 0.50 ± "
         "0.01 (level 0) to 0.30 ± 0.01 (level 2)."
     ]
 
 
 def test_finding_that_rose():
     (said,) = findings("linf", 0.1, [correlation(0.9, [0.95, 0.8]), ratio(0.4)], RISING, 15)
-    assert "robust accuracy rose as compressibility rose (Spearman +0.90 over 15 models, by seed +0.80 to" in said
+    assert "robust accuracy rose as compressibility rose (Spearman +0.90 over 15 models, +0.80 to" in said
     assert "): opposite to the paper. From 0.30 ± 0.01 (level 0) to 0.50 ± 0.01 (level 2)." in said
 
 
@@ -127,7 +127,7 @@ def test_headline_of_one_family_that_fell():
     said = headline([family("Rank", FALLING, correlation(-0.9, [-0.95, -0.8]))], 15, 3)
     assert said == (
         "Over 15 models (3 seeds), robust accuracy fell as compressibility rose, the paper's direction, for Rank (linf "
-        "0.1: Spearman -0.90, seeds -0.95 to -0.80)."
+        "0.1: Spearman -0.90, -0.95 to -0.80 by seed)."
     )
 
 
@@ -139,9 +139,9 @@ def test_headline_says_all_three_and_takes_the_judged_budget():
     ]
     assert headline(families, 45, 1) == (
         "Over 45 models (1 seed), robust accuracy fell as compressibility rose, the paper's direction, for Down (linf "
-        "0.1: Spearman -0.90, seeds -0.90 to -0.90); it rose as compressibility rose, opposite to the paper, for Up "
-        "(linf 0.1: Spearman +0.80, seeds +0.80 to +0.80); it showed no consistent direction for Up (l2 0.5: Spearman "
-        "+0.10, seeds -0.20 to +0.30) and Hump (linf 0.1: Spearman +0.10, seeds -0.10 to +0.10; highest at a middle "
+        "0.1: Spearman -0.90, -0.90 in each seed); it rose as compressibility rose, opposite to the paper, for Up "
+        "(linf 0.1: Spearman +0.80, +0.80 in each seed); it showed no consistent direction for Up (l2 0.5: Spearman "
+        "+0.10, -0.20 to +0.30 by seed) and Hump (linf 0.1: Spearman +0.10, -0.10 to +0.10 by seed; highest at a middle "
         "level)."
     )
 

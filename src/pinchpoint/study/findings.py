@@ -101,12 +101,7 @@ def _hump(family: Family, judged: Sequence[Correlation]) -> bool:
 
 
 def _short(correlation: Correlation) -> str:
-    seeds = [rho for rho in correlation.rho_by_seed if rho is not None]
-    if correlation.rho is None:
-        return "undefined"
-    return f"Spearman {correlation.rho:+.2f}" + (
-        f", seeds {min(seeds):+.2f} to {max(seeds):+.2f}" if len(seeds) > 1 else ""
-    )
+    return "undefined" if correlation.rho is None else f"Spearman {correlation.rho:+.2f}{_by_seed(correlation)}"
 
 
 def _judged(family: Family, norm: Norm | None) -> Correlation | None:
@@ -130,9 +125,16 @@ def _name(norm: Norm | None, eps: float | None) -> str:
 def _rho(correlation: Correlation | None) -> str:
     if correlation is None or correlation.rho is None:
         return "undefined"
+    return f"{correlation.rho:+.2f} over {correlation.models} models{_by_seed(correlation)}"
+
+
+def _by_seed(correlation: Correlation) -> str:
+    """The spread over seeds, where there is more than one."""
     seeds = [rho for rho in correlation.rho_by_seed if rho is not None]
-    spread = f", by seed {min(seeds):+.2f} to {max(seeds):+.2f}" if len(seeds) > 1 else ""
-    return f"{correlation.rho:+.2f} over {correlation.models} models{spread}"
+    if len(seeds) < 2:
+        return ""
+    low, high = f"{min(seeds):+.2f}", f"{max(seeds):+.2f}"
+    return f", {low} in each seed" if low == high else f", {low} to {high} by seed"
 
 
 def _mean(level: Level, key: str) -> str:
