@@ -56,6 +56,7 @@ def beside(edited, tmp_path_factory) -> Beside:
     return Beside(config, store, notes, run(config, store, watcher=notes, workers=2))
 
 
+@pytest.mark.processes
 def test_workers_write_the_same_records(finished, beside, numbers):
     store = beside.store
     assert leftovers(store) == []
@@ -134,6 +135,7 @@ def kill_a_worker() -> None:
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
+@pytest.mark.processes
 def test_worker_that_is_killed_is_one_sentence_and_the_rest_can_be_done_later(tiny, finished, tmp_path, numbers):
     store, notes = Store(tmp_path), Breaks(kill_a_worker)
     with pytest.raises(StoreError) as caught:

@@ -149,6 +149,6 @@ def test_headline_says_all_three_and_takes_the_judged_budget():
 def test_bound_finding_quotes_the_paper_beside_what_was_seen():
     said = bound_finding(correlation(0.55, [0.3, 0.6], metric="gap_bound"))
     assert said == (
-        "linf 0.1: the gap bound ranks the models against the measured loss gap with Spearman +0.55 over 15 models, by "
-        "seed +0.30 to +0.60 (the paper reports a correlation of 0.947 in its setting)."
+        "linf 0.1: the gap bound ranks the models against the measured loss gap with Spearman +0.55 over 15 models, "
+        "+0.30 to +0.60 by seed (the paper reports a correlation of 0.947 in its setting)."
     )
