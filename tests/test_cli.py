@@ -294,7 +294,7 @@ def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_real_command_ends_with_status_2(study, tmp_path):
     """The installed script, in a process of its own."""
     script = Path(sys.executable).with_name("pinchpoint")
@@ -460,7 +460,7 @@ def check_completes(folder: Path, undisturbed: Undisturbed) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.processes
+@pytest.mark.long
 def test_interrupted_study_keeps_what_is_finished_and_goes_on(tmp_path, undisturbed, workers):
     folder = tmp_path / "store"
     process = begin(folder, workers)
@@ -494,7 +494,7 @@ def test_interrupt_while_workers_start_is_one_sentence_too(tmp_path):
 
 
 @needs_proc
-@pytest.mark.processes
+@pytest.mark.long
 def test_killed_study_leaves_no_worker_behind_and_goes_on(tmp_path, undisturbed):
     folder = tmp_path / "store"
     process = begin(folder, 2)

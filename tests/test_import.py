@@ -32,14 +32,14 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_import_loads_nothing_heavy():
     loaded = loaded_after("import pinchpoint")
     assert "pinchpoint" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_all_names_load_no_plotting_no_vision_no_scikit_learn():
     loaded = loaded_after("import pinchpoint; [getattr(pinchpoint, name) for name in pinchpoint.__all__]")
     assert "torch" in loaded

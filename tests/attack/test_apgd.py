@@ -191,6 +191,7 @@ def library_accuracy(model, x, y, norm, eps, seed):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.45)])
+@pytest.mark.long
 def test_robust_accuracy_lies_in_the_librarys_own_range(trained, digits, norm, eps):
     x, y, threat = digits.x_test, digits.y_test, Threat(norm, eps)
     theirs = [library_accuracy(trained, x, y, norm, eps, seed) for seed in range(4)]
@@ -231,6 +232,7 @@ def test_the_best_attack_on_a_binary_linear_model(norm, dual, objective):
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+@pytest.mark.long
 def test_the_largest_margin_of_a_linear_model_with_many_classes(norm, dual):
     rng = np.random.default_rng(4)
     weight, eps = rng.normal(size=(5, 10)), 0.3

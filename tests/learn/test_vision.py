@@ -88,7 +88,7 @@ def test_channels_come_first(monkeypatch, tmp_path):
         )
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_the_import_works_in_a_fresh_process():
     code = (
         "from pinchpoint.learn.vision import import_torchvision as load; import torch;"

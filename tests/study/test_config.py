@@ -253,7 +253,7 @@ def test_plan_runs_a_model_once_that_fills_two_places(tiny):
     assert tasks[0].label == "lasso: group_lasso 0, seed 0"
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_id_is_the_same_in_another_process_and_for_another_order_of_keys(tiny):
     content = "{'train': {'epochs': 3, 'patience': None}, 'model': {'hidden': [4, 5]}}"
     script = f"from pinchpoint.study import Cell; print(Cell.model_validate({content}).id(7))"

@@ -56,7 +56,7 @@ def beside(edited, tmp_path_factory) -> Beside:
     return Beside(config, store, notes, run(config, store, watcher=notes, workers=2))
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_workers_write_the_same_records(finished, beside, numbers):
     store = beside.store
     assert leftovers(store) == []
@@ -67,6 +67,7 @@ def test_workers_write_the_same_records(finished, beside, numbers):
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.long
 def test_workers_report_each_run_once_from_this_process(beside):
     notes, tasks = beside.notes, beside.config.plan()
     assert sorted(name for name, _ in notes.done) == sorted(task.id for task in tasks)
@@ -135,7 +136,7 @@ def kill_a_worker() -> None:
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
-@pytest.mark.processes
+@pytest.mark.long
 def test_worker_that_is_killed_is_one_sentence_and_the_rest_can_be_done_later(tiny, finished, tmp_path, numbers):
     store, notes = Store(tmp_path), Breaks(kill_a_worker)
     with pytest.raises(StoreError) as caught:
