@@ -23,7 +23,7 @@ test-all: $(VENV)/.installed-dev  ## the slow tests too
 check-fast: $(VENV)/.installed-dev  ## the inner loop, under a minute
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest tests --ignore tests/web -m "not slow and not long" -x --hypothesis-profile=quick $(ARGS)
+	$(BIN)/pytest tests --ignore tests/web -m "not slow and not long" -x -n 2 --hypothesis-profile=quick $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -75,6 +75,7 @@ def test_workers_report_each_run_once_from_this_process(beside):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.long
 def test_run_that_fails_in_a_worker_is_noted_and_the_others_are_done(beside):
     labels = [f"wild: learning_rate 1e+30, seed {seed}" for seed in (0, 1)]
     assert sorted(failure.label for failure in beside.failures) == labels
