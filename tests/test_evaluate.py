@@ -14,13 +14,13 @@ from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.attack import Threat, apgd, pgd
+from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import DataError, ModelError, ThreatError
 from pinchpoint.evaluate import (
     accuracy,
     adversarial_loss,
     cross_entropy_loss,
     default_attacks,
-    eval_mode,
     logits_of,
     robust_accuracy,
     robust_curve,

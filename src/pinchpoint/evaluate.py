@@ -5,8 +5,7 @@ A sample counts as fallen only if an example passed that check. The record says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apgd, apply_universal, dlr, logit_scale, scaled_cross_entropy, universal
-from pinchpoint.attack.gradient import check_logits, check_points
+from pinchpoint.attack.gradient import answer, check_logits, check_points, eval_mode
 from pinchpoint.attack.objectives import margin
 from pinchpoint.errors import DataError, ThreatError
 
@@ -23,18 +22,6 @@ Attack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 """(model, x, y, threat) -> x_adv."""
 
 _BATCH = 1024
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for every module; each module's own mode is put back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,7 @@ def logits_of(
 ) -> Float[Tensor, "batch classes"]:
     """Logits in eval mode and batches; the mode is put back."""
     with eval_mode(model), torch.no_grad():
-        return torch.cat([model(part) for part in x.split(batch_size)])
+        return torch.cat([answer(model, part) for part in x.split(batch_size)])
 
 
 def accuracy(model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]) -> float:

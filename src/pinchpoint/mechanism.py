@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError
-from pinchpoint.evaluate import eval_mode
 from pinchpoint.measure.compressibility import dominant_terms
 from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.measure.spectrum import as_matrix

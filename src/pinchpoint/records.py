@@ -243,6 +243,16 @@ class Level(Record):
     std: dict[str, float | None]
 
 
+class Peak(Record):
+    """Robust accuracy at the judged budget rises and then falls along a family's levels, in every one of its seeds.
+
+    ``label`` is the level with the highest mean; in each seed some inner level lies above both ends.
+    """
+
+    norm: Norm
+    label: str
+
+
 class Family(Record):
     """A family of models of rising compressibility, summarised."""
 
@@ -251,6 +261,7 @@ class Family(Record):
     view: Literal["neuron", "spectral"]
     levels: list[Level]
     correlations: list[Correlation]
+    peaks: list[Peak] = []
     findings: list[str]
 
 

@@ -225,3 +225,19 @@ def test_attacks_run_inside_no_grad(trained, sample, attack):
     expected = attack(trained, x, y, Threat("l2", 0.4), steps=8, objective=margin)
     with torch.no_grad():
         assert torch.equal(attack(trained, x, y, Threat("l2", 0.4), steps=8, objective=margin), expected)
+
+
+def test_no_attack_moves_a_running_statistic():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x, y = torch.rand(12, 6), torch.arange(12) % 3
+    for attack in (pgd, apgd, universal):
+        attack(net, x, y, Threat("linf", 0.2), steps=3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+
+
+def test_inputs_the_model_cannot_take_are_one_sentence():
+    net = nn.Sequential(nn.Linear(6, 3))
+    with pytest.raises(ModelError, match="a model must take the inputs it is given, but got float64 of shape"):
+        pgd(net, torch.rand(2, 6).double(), torch.tensor([0, 1]), Threat("linf", 0.1))

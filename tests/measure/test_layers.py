@@ -166,7 +166,7 @@ def test_what_is_skipped_is_named():
         ("2", "Conv1d"),
         ("4", "MultiheadAttention"),
     ]
-    assert {skipped.reason for skipped in found.skipped} == {"not seen as a linear operator yet"}
+    assert all("are not seen as linear operators yet" in skipped.reason for skipped in found.skipped)
 
 
 def test_linear_modules_lists_what_has_a_matrix():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinchpoint.records import Correlation, Family, Level
+from pinchpoint.records import Correlation, Family, Level, Peak
 from pinchpoint.study.findings import bound_finding, direction, findings, headline
 
 
@@ -58,26 +58,49 @@ def ratio(rho: float | None = -0.5) -> Correlation:
 
 
 def test_finding_that_fell():
-    said = findings("linf", 0.1, [correlation(-0.9, [-0.95, -0.8]), ratio()], FALLING, 15)
+    said = findings("linf", 0.1, [correlation(-0.9, [-0.95, -0.8]), ratio()], FALLING)
     assert said == [
-        "linf 0.1: robust accuracy fell as compressibility rose (Spearman -0.90 over 15 models, -0.95 to -0.80 by seed; "
-        "robust over clean accuracy -0.50 over 15 models, -0.50 in each seed): the paper's direction. From 0.50 ± "
+        "linf 0.1: robust accuracy fell as compressibility rose, the paper's direction (Spearman -0.90 over 15 models, "
+        "-0.95 to -0.80 by seed; robust over clean accuracy -0.50 over 15 models, -0.50 in each seed). From 0.50 ± "
         "0.01 (level 0) to 0.30 ± 0.01 (level 2)."
     ]
 
 
 def test_finding_that_rose():
-    (said,) = findings("linf", 0.1, [correlation(0.9, [0.95, 0.8]), ratio(0.4)], RISING, 15)
-    assert "robust accuracy rose as compressibility rose (Spearman +0.90 over 15 models, +0.80 to" in said
-    assert "): opposite to the paper. From 0.30 ± 0.01 (level 0) to 0.50 ± 0.01 (level 2)." in said
+    (said,) = findings("linf", 0.1, [correlation(0.9, [0.95, 0.8]), ratio(0.4)], RISING)
+    assert "robust accuracy rose as compressibility rose, opposite to the paper (Spearman +0.90 over 15 models" in said
+    assert said.endswith("). From 0.30 ± 0.01 (level 0) to 0.50 ± 0.01 (level 2).")
 
 
-def test_finding_that_is_undecided_and_highest_in_between():
-    hump = [level(0, 0.3), level(1, 0.6, None), level(2, 0.2)]
-    (said,) = findings("linf", 0.1, [correlation(-0.2, [-0.5, 0.1]), ratio()], hump, 15)
-    assert "robust accuracy did not move consistently as compressibility rose (Spearman -0.20" in said
-    assert "): undecided. From 0.30 ± 0.01 (level 0) to 0.20 ± 0.01 (level 2)." in said
-    assert said.endswith(" It was highest in between: 0.60 (level 1).")
+HUMP = [level(0, 0.3), level(1, 0.6, None), level(2, 0.2)]
+PEAK = [Peak(norm="linf", label="level 1")]
+
+
+def test_finding_that_is_open_and_highest_in_between():
+    (said,) = findings("linf", 0.1, [correlation(-0.2, [-0.5, 0.1]), ratio()], HUMP)
+    assert "robust accuracy shows no clear direction (Spearman -0.20" in said
+    assert said.endswith("). From 0.30 ± 0.01 (level 0) over 0.60 (level 1) to 0.20 ± 0.01 (level 2).")
+
+
+def test_finding_with_a_peak_in_every_seed():
+    (said,) = findings("linf", 0.1, [correlation(-0.2, [-0.5, -0.1], p=0.5), ratio()], HUMP, PEAK)
+    assert "rose with compressibility at first, opposite to the paper, and then fell, in every seed (Spearman" in said
+    (said,) = findings("linf", 0.1, [correlation(-0.9, [-0.9, -0.8]), ratio()], HUMP, PEAK)
+    assert "robust accuracy fell as compressibility rose, the paper's direction (" in said
+
+
+def test_finding_from_one_seed_is_left_open():
+    (said,) = findings("linf", 0.1, [correlation(-0.9, [-0.9])], FALLING)
+    assert "robust accuracy is left open, since one seed decides nothing (Spearman -0.90 over 15 models;" in said
+
+
+def test_a_collapse_of_clean_accuracy_is_said():
+    first, last = (
+        Level(label=label, level=number, seeds=3, mean={"robust_accuracy_linf": 0.3, "clean_accuracy": clean}, std={})
+        for number, (label, clean) in enumerate((("none", 0.97), ("strong", 0.6)))
+    )
+    (said,) = findings("linf", 0.1, [correlation(-0.9, [-0.9, -0.8]), ratio()], [first, last])
+    assert said.endswith(" Clean accuracy fell along, from 0.97 to 0.60.")
 
 
 def test_sign_that_changes_over_budgets_is_said():
@@ -88,7 +111,7 @@ def test_sign_that_changes_over_budgets_is_said():
         correlation(0.8, [0.9, 0.8], eps=0.2),
         correlation(-0.9, [-0.9, -0.8], eps=0.1, norm="l2"),
     ]
-    _, said = findings("linf", 0.1, [*reversed(curve), ratio()], RISING, 15)
+    _, said = findings("linf", 0.1, [*reversed(curve), ratio()], RISING)
     assert said == (
         "linf: the sign depends on the budget: robust accuracy falls with compressibility at eps 0.02, and rises at "
         "0.1, 0.2."
@@ -106,13 +129,15 @@ def test_sign_that_changes_over_budgets_is_said():
 )
 def test_curve_without_a_change_of_sign_is_said(rhos, expected):
     curve = [correlation(rho, [rho, rho], eps=eps) for rho, eps in zip(rhos, (0.1, 0.2), strict=True)]
-    _, said = findings("linf", 0.1, [*curve, ratio()], FALLING, 15)
+    _, said = findings("linf", 0.1, [*curve, ratio()], FALLING)
     assert said == expected
 
 
 def test_finding_without_any_ratio_is_said_all_the_same():
-    (said,) = findings("linf", 0.1, [correlation(None, [None, None], p=None)], [level(0, 0.0), level(1, 0.0)], 4)
-    assert "(Spearman undefined; robust over clean accuracy undefined): undecided. From 0.00 ± 0.01 (level 0)" in said
+    (said,) = findings("linf", 0.1, [correlation(None, [None, None], p=None)], [level(0, 0.0), level(1, 0.0)])
+    assert (
+        "clear direction (Spearman undefined; robust over clean accuracy undefined). From 0.00 ± 0.01 (level 0)" in said
+    )
 
 
 def family(title: str, levels: list[Level], *judged: Correlation) -> Family:
@@ -131,18 +156,21 @@ def test_headline_of_one_family_that_fell():
     )
 
 
-def test_headline_says_all_three_and_takes_the_judged_budget():
+def test_headline_says_all_and_takes_the_judged_budget():
+    hump = family("Hump", HUMP, correlation(0.1, [0.1, -0.1]))
     families = [
         family("Down", FALLING, correlation(-0.9, [-0.9, -0.9])),
         family("Up", RISING, correlation(0.8, [0.8, 0.8]), correlation(0.1, [0.3, -0.2], norm="l2", eps=0.5)),
-        family("Hump", [level(0, 0.1), level(1, 0.4), level(2, 0.2)], correlation(0.1, [0.1, -0.1])),
+        hump.model_copy(update={"peaks": PEAK}),
+        family("Lone", RISING, correlation(0.8, [0.8])),
     ]
-    assert headline(families, 45, 1) == (
-        "Over 45 models (1 seed), robust accuracy fell as compressibility rose, the paper's direction, for Down (linf "
+    assert headline(families, 45, 2) == (
+        "Over 45 models (2 seeds), robust accuracy fell as compressibility rose, the paper's direction, for Down (linf "
         "0.1: Spearman -0.90, -0.90 in each seed); it rose as compressibility rose, opposite to the paper, for Up "
-        "(linf 0.1: Spearman +0.80, +0.80 in each seed); it showed no consistent direction for Up (l2 0.5: Spearman "
-        "+0.10, -0.20 to +0.30 by seed) and Hump (linf 0.1: Spearman +0.10, -0.10 to +0.10 by seed; highest at a middle "
-        "level)."
+        "(linf 0.1: Spearman +0.80, +0.80 in each seed); it rose with mild compression and fell with strong, in every "
+        "seed, for Hump (linf 0.1: Spearman +0.10, -0.10 to +0.10 by seed, highest at level 1); it shows no clear "
+        "direction for Up (l2 0.5: Spearman +0.10, -0.20 to +0.30 by seed); it is left open, since one seed "
+        "decides nothing, for Lone (linf 0.1: Spearman +0.80)."
     )
 
 
@@ -150,5 +178,5 @@ def test_bound_finding_quotes_the_paper_beside_what_was_seen():
     said = bound_finding(correlation(0.55, [0.3, 0.6], metric="gap_bound"))
     assert said == (
         "linf 0.1: the gap bound ranks the models against the measured loss gap with Spearman +0.55 over 15 models, "
-        "+0.30 to +0.60 by seed (the paper reports a correlation of 0.947 in its setting)."
+        "+0.30 to +0.60 by seed (the paper reports rho = 0.947 in its setting)."
     )

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run
 from pinchpoint.study import Failure, parse
-from pinchpoint.study.summary import _spearman, summarise
+from pinchpoint.study.summary import _level, _peak, _spearman, summarise
 
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, allow_subnormal=False))
 pairs = st.lists(st.tuples(values, values), min_size=3, max_size=40)
@@ -201,7 +201,7 @@ def test_one_seed_is_no_finding(finished, edited):
     config = parse(edited({"seeds": [0]}))
     summary = summarise(config, finished.runs)
     assert "One seed is no finding: nothing here is called a direction." in summary.notes
-    assert summary.headline.startswith("Over 4 models (1 seed), robust accuracy showed no consistent direction for ")
+    assert summary.headline.startswith("Over 4 models (1 seed), robust accuracy is left open, since one seed decides ")
     assert not any("seed is no finding" in note for note in finished.summary.notes)
 
 
@@ -228,10 +228,13 @@ def test_models_that_know_nothing_can_be_summarised(finished):
         lost[run.id] = blank.model_copy(update={"audit": blank.audit.model_copy(update={"clean_accuracy": 0.0})})
     summary = summarise(finished.config, lost)
     assert summary.headline == (
-        "Over 8 models (2 seeds), robust accuracy showed no consistent direction for Group lasso (linf 0.05: undefined; "
-        "l2 0.3: undefined) and rank (linf 0.05: undefined; l2 0.3: undefined)."
+        "Over 8 models (2 seeds), robust accuracy shows no clear direction for Group lasso (linf 0.05: Spearman "
+        "undefined; l2 0.3: Spearman undefined) and rank (linf 0.05: Spearman undefined; l2 0.3: Spearman undefined)."
     )
-    assert "(Spearman undefined; robust over clean accuracy undefined): undecided." in summary.families[0].findings[0]
+    assert (
+        "no clear direction (Spearman undefined; robust over clean accuracy undefined)."
+        in summary.families[0].findings[0]
+    )
     assert summary.bound_vs_gap == []
 
 
@@ -241,3 +244,25 @@ def test_warnings_of_audits_are_said_once(finished):
         for run in finished.runs.values()
     }
     assert summarise(finished.config, warned).notes[-2:] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("curves", "expected"),
+    [
+        ({0: [0.3, 0.5, 0.4], 1: [0.2, 0.6, 0.1]}, "b"),
+        ({0: [0.3, 0.5, 0.4], 1: [0.6, 0.6, 0.1]}, None),
+        ({0: [0.3, 0.5, 0.4], 1: [0.1, 0.2, 0.3]}, None),
+        ({0: [0.3, 0.5, 0.4]}, None),
+    ],
+    ids=["both seeds", "a tie with the first", "highest at the end", "one seed"],
+)
+def test_a_peak_needs_every_seed(curves, expected):
+    rows = [
+        {"seed": seed, "level": level, "label": "abc"[level], "robust_accuracy_linf": value}
+        for seed, values in curves.items()
+        for level, value in enumerate(values)
+    ]
+    rows.sort(key=lambda row: (row["level"], row["seed"]))
+    levels = [_level(rows, level) for level in range(3)]
+    peak = _peak(rows, levels, "linf")
+    assert (None if peak is None else peak.label) == expected

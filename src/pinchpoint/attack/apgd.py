@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value, value_and_gradient
+from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
@@ -81,7 +81,7 @@ def apgd(
     """AutoPGD from random starts.
 
     Args:
-        model: returns logits; differentiable in its input. Evaluated in the mode it is in.
+        model: returns logits; differentiable in its input. Attacked in eval mode; its modes are put back.
         x: inputs inside the threat's box.
         y: labels.
         threat: ball and box.
@@ -106,7 +106,7 @@ def apgd(
     1
     """
     check_steps(steps, restarts)
-    with own_rng(seed, x.device):
+    with attacking(model, seed, x.device):
         logits = check_inputs(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)
         best, best_value = x.detach().clone(), objective(logits, y).detach().clone()

@@ -25,13 +25,30 @@ def check_inputs(
     """
     check_points(x, threat)
     with torch.no_grad():
-        logits: Tensor = model(x)
+        logits: Tensor = answer(model, x)
     check_logits(logits, y, len(x))
+    return logits
+
+
+def answer(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output; where torch refuses the input (dtype, channels, size), one sentence that says so."""
+    try:
+        logits: Tensor = model(x)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError | ModelError):
+            raise
+        raise ModelError(
+            "a model must take the inputs it is given",
+            f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}: {str(error).splitlines()[0]}",
+            "match dtype, channels and size to what the model was built for",
+        ) from error
     return logits
 
 
 def check_points(x: Tensor, threat: Threat) -> None:
     """Refuse inputs that are no floating point batch, not finite or outside the box (its edges taken in x's dtype)."""
+    if not isinstance(x, Tensor):
+        raise DataError("inputs must be torch tensors", type(x).__name__, "convert them with torch.as_tensor")
     if not x.dtype.is_floating_point or x.ndim < 2 or x.shape[0] == 0:
         raise DataError(
             "inputs must be a non-empty batch of floating point tensors",
@@ -69,9 +86,21 @@ def check_logits(logits: object, y: Tensor, samples: int) -> None:
 
 
 @contextmanager
-def own_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """What the model itself draws (dropout in training mode) follows the seed; the global RNG is left as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for every module; each module's own mode is put back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def attacking(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Eval mode, so that no running statistic moves; what the model itself draws follows the seed. Both are put back."""
+    with eval_mode(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value, value_and_gradient
+from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
@@ -30,7 +30,7 @@ def pgd(
     """Steepest ascent on the objective, projected after each step.
 
     Args:
-        model: returns logits; differentiable in its input. Evaluated in the mode it is in.
+        model: returns logits; differentiable in its input. Attacked in eval mode; its modes are put back.
         x: inputs inside the threat's box.
         y: labels.
         threat: ball and box.
@@ -58,7 +58,7 @@ def pgd(
     """
     check_steps(steps, restarts)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    with own_rng(seed, x.device):
+    with attacking(model, seed, x.device):
         logits = check_inputs(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)
         best, best_value = x.detach().clone(), objective(logits, y).detach().clone()

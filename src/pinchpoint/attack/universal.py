@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import check_inputs, fooled, own_rng, value_and_gradient
+from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
@@ -50,7 +50,7 @@ def universal(
     """
     check_steps(steps, restarts)
     first = threat.eps / 4.0 if step_size is None else step_size
-    with own_rng(seed, x.device):
+    with attacking(model, seed, x.device):
         check_inputs(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)
         ball = Threat(threat.norm, threat.eps, box=None)

@@ -135,6 +135,8 @@ def layers(model: nn.Module) -> Layers:
     >>> [(layer.name, tuple(layer.matrix.shape)) for layer in found], found.skipped[0].kind
     ([('0', (3, 4)), ('3', (2, 3))], 'LayerNorm')
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError("a model must be a torch.nn.Module", type(model).__name__, "load the checkpoint first")
     found: list[Layer] = []
     skipped: list[Skipped] = []
     for name, module in _outermost(model):
@@ -143,8 +145,8 @@ def layers(model: nn.Module) -> Layers:
         except ModelError as error:
             raise ModelError(f"layer '{name}': {error.rule}", error.value, error.remedy) from None
         if matrix is None:
-            if any(True for _ in module.parameters(recurse=False)):
-                reason = "not seen as a linear operator yet"
+            if own := ", ".join(key for key, _ in module.named_parameters(recurse=False)):
+                reason = f"its own parameters ({own}) are not seen as linear operators yet"
                 skipped.append(Skipped(name=name, kind=type(module).__name__, reason=reason))
             continue
         bias = getattr(module, "bias", None)

@@ -242,7 +242,9 @@ def _validate(kind: type[_Model], content: object, where: str) -> _Model:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()
+        # a misspelt key explains a missing one
+        problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
         inner = problem.get("ctx", {}).get("error")
         place = ".".join(str(part) for part in problem["loc"])
         if isinstance(inner, PinchpointError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pinchpoint.records import Correlation, Family, Level, Norm
+from pinchpoint.records import Correlation, Family, Level, Norm, Peak
 
 _LEVEL = 0.05
 
@@ -22,22 +22,30 @@ def direction(correlation: Correlation) -> int:
 
 
 def findings(
-    norm: Norm, eps: float, correlations: Sequence[Correlation], levels: Sequence[Level], models: int
+    norm: Norm, eps: float, correlations: Sequence[Correlation], levels: Sequence[Level], peaks: Sequence[Peak] = ()
 ) -> list[str]:
     """What happened to robust accuracy as compressibility rose, at the judged budget and over the curve."""
-    verb = {-1: "fell", 0: "did not move consistently", 1: "rose"}
-    paper = {-1: "the paper's direction", 0: "undecided", 1: "opposite to the paper"}
     found = _find(correlations, "robust_accuracy", norm, eps)
     relative = next((c for c in correlations if (c.metric, c.norm) == ("robust_over_clean", norm)), None)
     key = f"robust_accuracy_{norm}"
     first, best, last = levels[0], max(levels, key=lambda level: level.mean.get(key) or 0.0), levels[-1]
-    sentences = [
-        f"{_name(norm, eps)}: robust accuracy {verb[direction(found)]} as compressibility rose "
-        f"(Spearman {_rho(found)}; robust over clean accuracy {_rho(relative)}): {paper[direction(found)]}. "
-        f"From {_mean(first, key)} ({first.label}) to {_mean(last, key)} ({last.label})."
-    ]
+    said = {
+        "fell": "fell as compressibility rose, the paper's direction",
+        "rose": "rose as compressibility rose, opposite to the paper",
+        "peaked": "rose with compressibility at first, opposite to the paper, and then fell, in every seed",
+        "open": "shows no clear direction",
+        "one seed": "is left open, since one seed decides nothing",
+    }[_verdict(found, peaks)]
+    way = f"From {_mean(first, key)} ({first.label}) to {_mean(last, key)} ({last.label})."
     if best.level not in (first.level, last.level):
-        sentences[0] += f" It was highest in between: {_mean(best, key)} ({best.label})."
+        way = (
+            f"From {_mean(first, key)} ({first.label}) over {_mean(best, key)} ({best.label}) to {_mean(last, key)} "
+            f"({last.label})."
+        )
+    sentences = [
+        f"{_name(norm, eps)}: robust accuracy {said} (Spearman {_rho(found)}; robust over clean accuracy "
+        f"{_rho(relative)}). {way}{_clean(first, last)}"
+    ]
     curve = sorted(
         (c for c in correlations if c.metric == "robust_accuracy" and c.norm == norm and c.eps is not None),
         key=lambda c: c.eps or 0.0,
@@ -59,23 +67,23 @@ def findings(
 
 
 def headline(families: Sequence[Family], models: int, seeds: int) -> str:
-    """One sentence: which families fell, rose or showed no direction at the judged budgets, with Spearman's rho."""
-    said: dict[int, list[str]] = {-1: [], 1: [], 0: []}
+    """One sentence: where robust accuracy fell, rose or did both at the judged budgets, with Spearman's rho."""
+    verbs = {
+        "fell": "fell as compressibility rose, the paper's direction, for ",
+        "rose": "rose as compressibility rose, opposite to the paper, for ",
+        "peaked": "rose with mild compression and fell with strong, in every seed, for ",
+        "open": "shows no clear direction for ",
+        "one seed": "is left open, since one seed decides nothing, for ",
+    }
+    said: dict[str, list[str]] = {verdict: [] for verdict in verbs}
     for family in families:
         norms = dict.fromkeys(c.norm for c in family.correlations if c.norm)
         judged = [c for c in (_judged(family, norm) for norm in norms) if c is not None]
-        for sign in said:
-            here = [c for c in judged if direction(c) == sign]
+        for verdict, names in said.items():
+            here = [c for c in judged if _verdict(c, family.peaks) == verdict]
             if here:
-                figures = "; ".join(f"{_name(c.norm, c.eps)}: {_short(c)}" for c in here)
-                hump = "; highest at a middle level" if not sign and _hump(family, here) else ""
-                said[sign].append(f"{family.title} ({figures}{hump})")
-    verbs = {
-        -1: "fell as compressibility rose, the paper's direction, for ",
-        1: "rose as compressibility rose, opposite to the paper, for ",
-        0: "showed no consistent direction for ",
-    }
-    parts = [verbs[sign] + " and ".join(names) for sign, names in said.items() if names]
+                names.append(f"{family.title} ({'; '.join(_short(c, family.peaks) for c in here)})")
+    parts = [verbs[verdict] + " and ".join(names) for verdict, names in said.items() if names]
     return (
         f"Over {models} models ({seeds} {'seed' if seeds == 1 else 'seeds'}), robust accuracy "
         + "; it ".join(parts)
@@ -83,25 +91,35 @@ def headline(families: Sequence[Family], models: int, seeds: int) -> str:
     )
 
 
+def _verdict(correlation: Correlation, peaks: Sequence[Peak]) -> str:
+    """Where no direction is found, a peak that every seed shows says what a rank correlation cannot see."""
+    if len(correlation.rho_by_seed) < 2:
+        return "one seed"
+    peaked = any(peak.norm == correlation.norm for peak in peaks)
+    return {-1: "fell", 0: "peaked" if peaked else "open", 1: "rose"}[direction(correlation)]
+
+
+def _clean(first: Level, last: Level) -> str:
+    """Said where clean accuracy went down along."""
+    before, after = first.mean.get("clean_accuracy"), last.mean.get("clean_accuracy")
+    if before is None or after is None or before - after < 0.05:
+        return ""
+    return f" Clean accuracy fell along, from {before:.2f} to {after:.2f}."
+
+
 def bound_finding(correlation: Correlation) -> str:
     """Whether the bound ranks models as the attacks do."""
     return (
         f"{_name(correlation.norm, correlation.eps)}: the gap bound ranks the models against the measured loss gap with "
-        f"Spearman {_rho(correlation)} (the paper reports a correlation of 0.947 in its setting)."
+        f"Spearman {_rho(correlation)} (the paper reports rho = 0.947 in its setting)."
     )
 
 
-def _hump(family: Family, judged: Sequence[Correlation]) -> bool:
-    """Whether the best mean robust accuracy lies strictly inside the grid, for all these norms."""
-    for correlation in judged:
-        means = [level.mean.get(f"robust_accuracy_{correlation.norm}") or 0.0 for level in family.levels]
-        if means.index(max(means)) in (0, len(means) - 1):
-            return False
-    return True
-
-
-def _short(correlation: Correlation) -> str:
-    return "undefined" if correlation.rho is None else f"Spearman {correlation.rho:+.2f}{_by_seed(correlation)}"
+def _short(correlation: Correlation, peaks: Sequence[Peak]) -> str:
+    peaked = _verdict(correlation, peaks) == "peaked"
+    at = next((f", highest at {peak.label}" for peak in peaks if peaked and peak.norm == correlation.norm), "")
+    rho = "undefined" if correlation.rho is None else f"{correlation.rho:+.2f}{_by_seed(correlation)}"
+    return f"{_name(correlation.norm, correlation.eps)}: Spearman {rho}{at}"
 
 
 def _judged(family: Family, norm: Norm | None) -> Correlation | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pinchpoint.errors import StoreError
-from pinchpoint.records import Correlation, Family, Level, Member, Norm, Run, Summary
+from pinchpoint.records import Correlation, Family, Level, Member, Norm, Peak, Run, Summary
 from pinchpoint.study.config import FamilyConfig, StudyConfig
 from pinchpoint.study.engine import Failure
 from pinchpoint.study.findings import bound_finding, findings, headline
@@ -138,16 +138,31 @@ def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str,
                 values = [_at(row[f"curve_{norm}"], other) for row in rows]
                 correlations.append(_correlation(rows, "robust_accuracy", norm, other, values))
     levels = [_level(rows, level) for level in sorted({row["level"] for row in rows})]
+    peaks = [peak for norm in norms if (peak := _peak(rows, levels, norm)) is not None]
     return Family(
         name=family.name,
         title=family.title or family.name,
         view=family.view,
         levels=levels,
         correlations=correlations,
+        peaks=peaks,
         findings=[
-            finding for norm, eps in norms.items() for finding in findings(norm, eps, correlations, levels, len(rows))
+            finding for norm, eps in norms.items() for finding in findings(norm, eps, correlations, levels, peaks)
         ],
     )
+
+
+def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: Norm) -> Peak | None:
+    """Whether, in every seed (two or more), an inner level lies above both ends of the family."""
+    key = f"robust_accuracy_{norm}"
+    seeds = {row["seed"] for row in rows}
+    for seed in seeds:
+        values = [row[key] for row in rows if row["seed"] == seed]  # rows stand in the order of levels
+        if len(values) != len(levels) or max(values[1:-1], default=0.0) <= max(values[0], values[-1]):
+            return None
+    best = max(levels, key=lambda level: level.mean.get(key) or 0.0)
+    inside = best.level not in (levels[0].level, levels[-1].level)
+    return Peak(norm=norm, label=best.label) if len(seeds) > 1 and inside else None
 
 
 def _level(rows: list[dict[str, Any]], level: int) -> Level:
@@ -232,6 +247,14 @@ def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Fail
     notes += [f"Failed: {failure.label}: {failure.reason}" for failure in failures]
     if len(config.seeds) < 2:
         notes.append("One seed is no finding: nothing here is called a direction.")
+    else:
+        notes.append(
+            "A direction counts as found where all seeds agree in sign and p < 0.05 over all models of a family (p-values "
+            "take models as independent, which the seeds of one level are not)."
+        )
+    shared = len({member.run for task in config.plan() for member in task.members if len(task.members) > 1})
+    if shared:
+        notes.append(f"{shared} models stand in more than one family (the same configuration and seed is run once).")
     above = [
         run
         for run in runs.values()
