@@ -82,3 +82,16 @@ def test_demo_takes_less_than_two_minutes(tmp_path):
             assert 0.35 < plain[f"robust_over_clean_{norm}"] < 0.65, "the plain model keeps about half its accuracy"
         compressibility = [level.mean["compressibility"] for level in family.levels]
         assert compressibility == sorted(compressibility)
+
+
+def test_a_folder_of_another_study_is_left_alone(tiny, tmp_path):
+    summary = tmp_path / "summary.json"
+    summary.write_text('{"study": "other"}')
+    with pytest.raises(StoreError) as caught:
+        run(tiny, Store(tmp_path))
+    assert str(caught.value) == (
+        f"the folder {tmp_path} must be free or hold the study 'tiny', but got the study 'other'; "
+        "choose another folder with --out."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert summary.read_text() == '{"study": "other"}'

@@ -34,7 +34,7 @@ def import_torchvision() -> ModuleType:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "torchvision data sets need torchvision", "it is not installed", "pip install 'pinchpoint[vision]'"
+            "torchvision data sets need torchvision", "an installation without it", "pip install 'pinchpoint[vision]'"
         )
     if _library is None and not hasattr(torch.ops.torchvision, "nms"):
         try:

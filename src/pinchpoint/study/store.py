@@ -94,6 +94,23 @@ class Store:
                     return self.load(run)
         return record
 
+    def belongs_to(self, study: str) -> None:
+        """Refuse a folder whose summary is another study's: its summary and report would be replaced.
+
+        Raises:
+            StoreError: where it is.
+        """
+        try:
+            other = json.loads((self.root / "summary.json").read_bytes()).get("study")
+        except (OSError, ValueError, AttributeError):
+            return
+        if other != study:
+            raise StoreError(
+                f"the folder {self.root} must be free or hold the study '{study}'",
+                f"the study '{other}'",
+                "choose another folder with --out",
+            )
+
     def sweep(self) -> None:
         """Remove what processes of this machine that were killed have left half-written."""
         if os.name != "posix":  # elsewhere asking whether a process lives can end it

@@ -72,6 +72,7 @@ def run(config: StudyConfig, store: Store, *, watcher: Watcher | None = None, wo
     Raises:
         PinchpointError: before anything is written, where some run cannot work; or where the store cannot be written.
     """
+    store.belongs_to(config.study)
     store.sweep()
     tasks = [task for task in config.plan() if not store.has(task.id)]
     if not tasks:
@@ -86,6 +87,7 @@ def gather(config: StudyConfig, store: Store, failures: Sequence[Failure] = ()) 
     Raises:
         StoreError: where no run is finished.
     """
+    store.belongs_to(config.study)
     runs = {task.id: store.load(task.id) for task in config.plan() if store.has(task.id)}
     summary = summarise(config, runs, failures)
     store.write_summary(summary)
