@@ -51,6 +51,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return import_module(f"pinchpoint.{name}")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"pinchpoint.{home}"), name)

@@ -104,6 +104,6 @@ def test_without_torchvision(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         ConfigError,
-        match=r"torchvision data sets need torchvision, but got an installation without it; pip install 'pinchpoint\[vision\]'",
+        match=r"need torchvision, but got an installation without it; pip install 'pinchpoint\[vision\]'",
     ):
         load(DataConfig(name="torchvision:MNIST", root=str(tmp_path)))

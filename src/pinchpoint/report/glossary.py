@@ -110,12 +110,13 @@ TERMS: dict[str, Term] = {
     "alignment": Term(
         "Alignment",
         "Share of a perturbation’s length that lies in the span of a layer’s first k right singular vectors; a random "
-        "direction has √(k/d).",
+        "direction has √(k/d). Tables and correlations take the first layer.",
         "‖V_{k}ᵀ a‖₂ / ‖a‖₂",
     ),
     "amplification": Term(
         "Amplification",
-        "How much of a layer’s output a perturbation changes, relative to its length, averaged over samples.",
+        "How much of a layer’s output a perturbation changes, relative to its length, averaged over samples. Tables and "
+        "correlations take the representation that the last layer reads.",
         "‖z_adv − z‖₂ / ‖z‖₂",
     ),
     "rho": Term(
