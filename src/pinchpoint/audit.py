@@ -142,7 +142,7 @@ def audit(
                 radii, gap_allowed = None, None
                 warnings.append(f"not bounded in {threat.norm}: {error}")
         with stage(f"attack {threat.norm}"):
-            result, where = _attack(model, fit, x, y, threat, config, seed, radii, gap_allowed)
+            result, where = _attack(model, fit, x, y, threat, config, seed, clean, radii, gap_allowed)
             robustness.append(result)
         with stage(f"mechanism {threat.norm}"):
             mechanism += _explain(model, x, where, threat, config, warnings)
@@ -219,6 +219,7 @@ def _attack(
     threat: ThreatConfig,
     config: AuditConfig,
     seed: int,
+    clean: float,
     radii: Tensor | None,
     gap_allowed: float | None,
 ) -> tuple[Robustness, Tensor]:
@@ -241,7 +242,6 @@ def _attack(
     fooled_by_one, _ = universal_accuracy(
         model, fit, (x, y), threat.threat(threat.universal_eps), steps=config.universal_steps, seed=seed
     )
-    clean = accuracy(model, x, y)
     result = Robustness(
         norm=threat.norm,
         eps=threat.eps,

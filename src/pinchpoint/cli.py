@@ -32,7 +32,7 @@ app = typer.Typer(
     report what was found.
 
     Start with [bold]pinchpoint demo[/bold]: three families of networks of rising compressibility, trained, measured, bounded
-    and attacked in about two minutes, with a report to look at.""",
+    and attacked in a minute or two, with a report to look at.""",
     rich_markup_mode="rich",
 )
 study_app = typer.Typer(

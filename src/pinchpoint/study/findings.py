@@ -1,7 +1,8 @@
 """What a study found, in sentences computed from its correlations and means.
 
 The direction of an effect is measured, never assumed. It counts as found only where every seed shows the same sign and
-the pooled Spearman correlation has p < 0.05; everything else is called undecided.
+the pooled Spearman correlation has p < 0.05. Failing that, a rise and fall that every seed shows is said to be one;
+everything else shows no clear direction, and one seed leaves it open.
 """
 
 from __future__ import annotations
