@@ -356,3 +356,18 @@ def test_catalogue_names_what_it_holds():
 def test_labels_may_be_numbers(edited):
     family = parse(edited({"families/1/labels": ["full", 2]})).families[1]
     assert family.labels == ["full", "2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"base/model/name": "resnet"}, "use 'fcn'."),
+        ({"base/audit/threats/0/eps": -1}, "use at least 0."),
+        ({"base/train/learning_rate": 0}, "use more than 0."),
+        ({"base/threads": 5000}, "use at most 1024."),
+        ({"base/train/epochs": "many"}, "correct it in the file."),
+    ],
+    ids=str,
+)
+def test_remedy_says_what_to_write_instead(edited, changes, remedy):
+    assert sentence(edited(changes)).endswith(f"; {remedy}")

@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from pinchpoint.audit import AuditConfig
 from pinchpoint.compress import L1, GroupLasso, NuclearNorm, Penalty, Sum
@@ -257,8 +258,19 @@ def _validate(kind: type[_Model], content: object, where: str) -> _Model:
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
         value = "nothing" if problem["type"] == "missing" else repr(problem["input"])
         raise ConfigError(
-            f"{where}: {place}: {inner or _PLAIN.get(problem['type'], problem['msg'])}", value, "mend the value"
+            f"{where}: {place}: {inner or _PLAIN.get(problem['type'], problem['msg'])}", value, _remedy(problem)
         ) from None
+
+
+def _remedy(problem: ErrorDetails) -> str:
+    """What to write instead, where pydantic knows it."""
+    limits = problem.get("ctx", {})
+    if "expected" in limits:
+        return f"use {limits['expected']}"
+    for key, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if key in limits:
+            return f"use {words} {limits[key]:g}"
+    return "add it" if problem["type"] == "missing" else "correct it in the file"
 
 
 _PLAIN = {
