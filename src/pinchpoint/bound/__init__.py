@@ -1,13 +1,27 @@
 """Numbers that hold for every input (paper, section 3)."""
 
-from pinchpoint.bound.lipschitz import HasLipschitz, Lipschitz, encoder, lipschitz
-from pinchpoint.bound.robustness import certified_accuracy, certified_radii, gap_bound, gap_bound_binary, head_factor
+from pinchpoint.bound.alignment import Alignment, alignment
+from pinchpoint.bound.graph import Network, trace
+from pinchpoint.bound.lipschitz import Lipschitz, Margins, encoder, lipschitz, margins
+from pinchpoint.bound.operations import HasLipschitz
+from pinchpoint.bound.robustness import (
+    certified_accuracy,
+    certified_radii,
+    gap_bound,
+    gap_bound_binary,
+    head_factor,
+    radii_from_margins,
+)
 from pinchpoint.bound.structure import StructureScale, structure_curve, structure_scale
 
 __all__ = [
+    "Alignment",
     "HasLipschitz",
     "Lipschitz",
+    "Margins",
+    "Network",
     "StructureScale",
+    "alignment",
     "certified_accuracy",
     "certified_radii",
     "encoder",
@@ -15,6 +29,9 @@ __all__ = [
     "gap_bound_binary",
     "head_factor",
     "lipschitz",
+    "margins",
+    "radii_from_margins",
     "structure_curve",
     "structure_scale",
+    "trace",
 ]

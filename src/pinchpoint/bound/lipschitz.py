@@ -1,121 +1,128 @@
-"""Certified Lipschitz constants of a feed-forward network's encoder (paper, Theorem 3.2 without the alignment factors).
+"""The Lipschitz constant of a network from both sides, and those of the differences of its logits.
 
-The model must be an ``nn.Sequential`` (nested ones are fine) of linear operators and modules known to be Lipschitz. A
-module that is not known is named in the error, never guessed. A convolution's matricised norm is no operator norm, so
-convolutions are refused here until they have certified norms of their own.
+From above, each certified for every pair of inputs (paper, Theorem 3.2, and tighter):
+
+    structure     product of Theorem 3.1's structure x scale of each layer
+    product       product of certified operator norms
+    alignment     the same with the interlayer alignment factors of the best disjoint pairs of layers
+    fast          ellipsoids propagated with a closed-form choice of multipliers
+    first-order   the same with optimised multipliers
+    equivalence   l_inf only: sqrt(d) times the best l_2 constant, d the number of inputs
+
+From below: difference quotients at sampled inputs, and after ascent. What cannot be bounded is named, never guessed.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
+from pinchpoint.bound.alignment import alignment
+from pinchpoint.bound.ellipsoid import ellipsoid_bound
+from pinchpoint.bound.graph import Network, trace
+from pinchpoint.bound.lower import ascended, sampled, starting_points
+from pinchpoint.bound.operations import Dense
+from pinchpoint.bound.product import Item, items_of, propagate
+from pinchpoint.bound.robustness import dual_differences
+from pinchpoint.bound.runs import Run
+from pinchpoint.bound.states import Stretch, stretches
 from pinchpoint.bound.structure import structure_scale
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.layers import HasMatrix, float64_copy, matrix64
-from pinchpoint.measure.spectrum import EPS64, check_norm, inflate, operator_norm_upper, times_up
+from pinchpoint.measure.spectrum import check_norm, inflate, operator_norm_upper, times_up
 from pinchpoint.records import Norm
 
-Method = Literal["tightest", "product", "structure"]
-
-_ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Identity, nn.Flatten, nn.Dropout, nn.Hardtanh, nn.LeakyReLU)
-"""Known exactly; all are 1-Lipschitz, except that a leaky ReLU may have a slope above 1."""
+Method = Literal["tightest", "product", "structure", "alignment", "fast", "first-order", "equivalence"]
 
 ASSUMPTIONS = (
-    "the network is evaluated in exact arithmetic, in eval mode",
+    "the network is evaluated in exact arithmetic, in eval mode, with the operations that torch.export saw",
     "layer norms are float64 and inflated by their rounding error",
 )
 
 
-@runtime_checkable
-class HasLipschitz(Protocol):
-    """A module that knows its own constant; it must hold for every pair of inputs."""
-
-    def lipschitz_constant(self, norm: Norm) -> float:
-        """An upper bound on ||f(a) - f(b)|| / ||a - b|| in that norm."""
-        ...
-
-
 @dataclass(frozen=True)
 class Lipschitz:
-    """``lower <= true constant <= upper``. ``upper`` is certified under ``assumptions``; ``method`` says how."""
+    """``lower <= true constant <= upper``, from l_p to l_p.
+
+    ``upper`` is certified under ``assumptions``; ``method`` says how, and ``uppers`` holds every bound that was computed
+    on the way, by method. ``lower`` is reached at two inputs; ``sampled`` is what sampling alone reached.
+    """
 
     norm: Norm
     lower: float
+    sampled: float
     upper: float
     method: Method
+    uppers: dict[Method, float]
     seconds: float
     assumptions: tuple[str, ...]
 
 
-def chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model as a list of modules applied one after the other.
+@dataclass(frozen=True)
+class Margins:
+    """``upper[y, j]`` bounds |change of (logit_y - logit_j)| / ||change of the input||_p, certified."""
+
+    norm: Norm
+    upper: Float[Tensor, "classes classes"]
+    seconds: float
+    assumptions: tuple[str, ...]
+
+
+def encoder(
+    model: nn.Module | Network, input_shape: Sequence[int] | None = None
+) -> tuple[Network, Float[Tensor, "classes d"]]:
+    """Split a network: logits = head @ encoder(x) + bias, the paper's setting. The head is the last linear layer.
 
     Raises:
-        ModelError: where a module is not known to be Lipschitz, or has hooks that may change what it returns.
+        ModelError: where the network does not end in a fully connected layer.
+
+    >>> features, head = encoder(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> features.nodes[-1].shape, tuple(head.shape)
+    ((1, 3), (2, 3))
     """
-    steps = list(_flatten("", model))
-    for name, module in steps:
-        if not (_is_linear(module) or isinstance(module, HasLipschitz) or _acts_as(module, *_ACTIVATIONS)):
-            raise ModelError(
-                "a Lipschitz bound needs a chain of fully connected layers and known 1-Lipschitz activations",
-                f"{type(module).__name__} at '{name or 'the top level'}'",
-                "bound a network without it, or give the module a lipschitz_constant(norm) method",
-            )
-    return steps
-
-
-def encoder(model: nn.Module) -> tuple[nn.Sequential, nn.Module]:
-    """Split a chain into encoder and head: logits = head(encoder(x)). The head is the last linear layer.
-
-    The modules are shared with the model, not copied.
-    """
-    steps = chain(model)
-    linear = [index for index, (_, module) in enumerate(steps) if _is_linear(module)]
-    if not linear:
-        raise ModelError("an encoder and a head need at least one linear layer", "none", "give a network")
-    last = linear[-1]
-    for name, module in steps[last + 1 :]:
-        if not isinstance(module, nn.Identity | nn.Dropout):
-            raise ModelError(
-                "the last linear layer must give the logits",
-                f"{type(module).__name__} at '{name}' after it",
-                "return logits from the model",
-            )
-    return nn.Sequential(*(module for _, module in steps[:last])), steps[last][1]
+    network = _network(model, input_shape)
+    nodes = list(network.nodes)
+    while nodes[-1].keeps_values:
+        nodes.pop()
+    last = nodes[-1].operation
+    if not isinstance(last, Dense) or nodes[-1].shape[-1] != nodes[-1].size:
+        raise ModelError(
+            "an encoder and a head need a last fully connected layer that gives the logits",
+            f"{nodes[-1].kind} at '{nodes[-1].name or 'the top level'}' at the end",
+            "return logits from the model",
+        )
+    return replace(network, nodes=tuple(nodes[: nodes[-1].inputs[0] + 1])), last.weight
 
 
 def lipschitz(
-    model: nn.Module,
+    model: nn.Module | Network,
     *,
     norm: Norm,
     method: Method = "tightest",
     inputs: Float[Tensor, "batch *shape"] | None = None,
+    input_shape: Sequence[int] | None = None,
+    budget_s: float = 10.0,
 ) -> Lipschitz:
-    """Bracket the Lipschitz constant of a chain of modules, from l_p to l_p.
+    """Bracket the Lipschitz constant of a network, from l_p to l_p.
 
     Args:
-        model: an ``nn.Sequential``; give ``encoder(model)[0]`` for the paper's L_p.
+        model: a module, or a network that ``trace`` or ``encoder`` made; give ``encoder(model)[0]`` for the paper's L_p.
         norm: ``linf`` or ``l2``.
-        method: ``product`` of the exact layer norms; ``structure``, the product of Theorem 3.1's structure x scale;
-            ``tightest``, the smallest of what is available.
-        inputs: points at which a lower bound is sampled; without them ``lower`` is 0.
-
-    Returns:
-        ``Lipschitz``; ``upper`` holds for every pair of inputs. ``lower`` is the largest difference quotient found along
-        the top directions of sampled Jacobians.
+        method: one of the bounds above, or ``tightest``, the smallest of all that fit into the budget.
+        inputs: points at which the lower bound starts; 16 random ones in [0, 1] where None.
+        input_shape: of one input; taken from ``inputs``, or from a fully connected first layer, where None.
+        budget_s: seconds after which no further sharpening begins. What must be computed (norms, one pass) always is.
 
     Raises:
-        ModelError: for modules that cannot be bounded, by name.
+        ModelError: for operations that cannot be bounded, by name, or a method that does not apply.
 
-    Source: Barsbey et al. 2026, Theorem 3.2 with all alignment factors taken as 1.
+    Source: Barsbey et al. 2026, Theorem 3.2; the sharper ones in ``pinchpoint.bound.ellipsoid``.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
     >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
@@ -128,123 +135,155 @@ def lipschitz(
         raise ModelError(
             f"method must be one of {', '.join(get_args(Method))}", method, "leave it out for the tightest"
         )
+    if not budget_s >= 0:
+        raise ModelError("budget_s must be zero or more seconds", budget_s, "try 10")
     start = time.perf_counter()
-    steps = chain(model)
-    uppers: dict[Method, float] = {}
-    if method in ("tightest", "product"):
-        uppers["product"] = _product(steps, lambda matrix: operator_norm_upper(matrix, norm), norm)
-    if method in ("tightest", "structure"):
-        uppers["structure"] = _product(steps, lambda matrix: _structure_upper(matrix, norm), norm)
+    shape = inputs.shape[1:] if input_shape is None and inputs is not None else input_shape
+    network = _network(model, shape)
+    points = starting_points(network, inputs)
+    uppers = _uppers(network, norm, method, 0.75 * budget_s)
     best = min(uppers, key=lambda name: uppers[name])
-    lower = 0.0 if inputs is None else sampled_lower(model, inputs, norm=norm)
-    return Lipschitz(norm, lower, uppers[best], best, time.perf_counter() - start, ASSUMPTIONS)
+    _, low = sampled(network, points, norm)
+    left = start + budget_s - time.perf_counter()
+    lower = max(low, ascended(network, points, norm, seconds=left)) if method == "tightest" else low
+    return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)
 
 
-def sampled_lower(model: nn.Module, inputs: Float[Tensor, "batch *shape"], *, norm: Norm) -> float:
-    """A lower bound: the largest ||f(x + tv) - f(x)|| / ||tv|| over the inputs, v the top direction of the Jacobian at x.
+def margins(
+    model: nn.Module | Network,
+    *,
+    norm: Norm,
+    input_shape: Sequence[int] | None = None,
+    budget_s: float = 10.0,
+) -> Margins:
+    """Certified constants of all differences of two logits, from l_p to the real line; for certified radii.
 
-    A difference quotient is below the true constant even where x lies on a kink, where autograd's Jacobian need not be.
-    Evaluated in float64 and eval mode; the result is lowered by a bound on its own rounding error.
+    The smallest of: encoder constant times ||c_y - c_j||_{p*}; ellipsoids optimised for the margins; for l_inf also
+    sqrt(d) times the l_2 margins.
 
     Raises:
-        ModelError: for modules that cannot be bounded, by name.
+        ModelError: as ``lipschitz`` and ``encoder``.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    >>> margins(net, norm="linf").upper.round(decimals=6).tolist()
+    [[0.0, 3.0], [3.0, 0.0]]
     """
     check_norm(norm)
-    model = float64_copy(model)
-    steps = [(module, _linf_factor(module)) for _, module in chain(model)]
-
-    def function(point: Tensor) -> Tensor:
-        out: Tensor = model(point[None])
-        return out.flatten()
-
-    best = 0.0
-    for point in inputs.detach().double():
-        jacobian = torch.func.jacrev(function)(point).flatten(1).detach()
-        if norm == "l2":
-            direction = torch.linalg.svd(jacobian, full_matrices=False).Vh[0]
-        else:
-            direction = torch.where(jacobian[jacobian.abs().sum(1).argmax()] >= 0, 1.0, -1.0).double()
-        order = torch.inf if norm == "linf" else 2
-        for step in (1e-3, -1e-3, 1e-1, -1e-1):
-            other = point + step * direction.reshape(point.shape)
-            moved = float(torch.linalg.vector_norm(other - point, order))
-            if moved == 0.0:  # the input is so large that a step is lost in rounding
-                continue
-            (here, off_here), (there, off_there) = _with_rounding(steps, point), _with_rounding(steps, other)
-            off = (off_here + off_there) * (1.0 if norm == "linf" else here.numel() ** 0.5)
-            change = float(torch.linalg.vector_norm((there - here).flatten(), order)) - off
-            best = max(best, change / inflate(moved, point.numel() + here.numel()))
-    return best
+    start = time.perf_counter()
+    network = _network(model, input_shape)
+    features, head = encoder(network)
+    items, before = items_of(network), items_of(features)
+    upper = _times(dual_differences(head, norm), propagate(before, norm))
+    parts = stretches(items)
+    for other in ("l2", "linf") if norm == "linf" else ("l2",):
+        factor = _equivalence(network) if other != norm else 1.0
+        found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1))
+        upper = torch.minimum(upper, _times(found, factor))
+        known = _uppers(features, other, "tightest", 0.0)
+        upper = torch.minimum(upper, _times(dual_differences(head, other), times_up(min(known.values()), factor)))
+    return Margins(norm, upper, time.perf_counter() - start, ASSUMPTIONS)
 
 
-def _linf_factor(module: nn.Module) -> float:
-    """How much a module can enlarge a rounding error in its input; for A (B x) also one made between B and A."""
-    own = _constant(module, lambda matrix: operator_norm_upper(matrix, "linf"), "linf")
-    if not isinstance(module, HasMatrix):
-        return own
-    factors = [parameter for parameter in module.parameters() if parameter.ndim == 2]
-    return max(own, times_up(*(operator_norm_upper(factor, "linf") for factor in factors)))
+def _network(model: nn.Module | Network, input_shape: Sequence[int] | None) -> Network:
+    return model if isinstance(model, Network) else trace(model, input_shape)
 
 
-@torch.no_grad()
-def _with_rounding(steps: list[tuple[nn.Module, float]], point: Tensor) -> tuple[Tensor, float]:
-    """The output at a point, and by how much rounding can have moved any entry of it."""
-    value, off = point[None], 0.0
-    for module, factor in steps:
-        before, value = value, module(value)
-        size = factor * float(before.abs().max()) + float(value.abs().max())
-        off = factor * off + 8.0 * (before.numel() + value.numel()) * EPS64 * size
-    return value, off
-
-
-def _structure_upper(matrix: Float[Tensor, "h d"], norm: Norm) -> float:
-    # where Theorem 3.1 is an equality, rounding decides which of the two is larger
-    return max(inflate(structure_scale(matrix, norm).bound, sum(matrix.shape)), operator_norm_upper(matrix, norm))
-
-
-def _product(steps: list[tuple[str, nn.Module]], bound: Callable[[Tensor], float], norm: Norm) -> float:
-    return times_up(*(_constant(module, bound, norm) for _, module in steps))
-
-
-def _constant(module: nn.Module, bound: Callable[[Tensor], float], norm: Norm) -> float:
-    """One step's constant."""
-    if _is_linear(module):
-        matrix = matrix64(module)
-        assert matrix is not None
-        return bound(matrix)
-    if isinstance(module, HasLipschitz):
-        constant = module.lipschitz_constant(norm)
-        if not constant >= 0:
-            raise ModelError(
-                "lipschitz_constant(norm) must be zero or more", constant, f"correct {type(module).__name__}"
-            )
-        return inflate(constant, 1)
-    return max(1.0, abs(module.negative_slope)) if isinstance(module, nn.LeakyReLU) else 1.0
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, HasMatrix) or _acts_as(module, nn.Linear)
-
-
-def _acts_as(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether it is one of these kinds and computes what that kind does: a subclass may have its own forward."""
-    if "forward" in vars(module):
-        return False
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
-
-
-def _flatten(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    if any(not isinstance(hook, prune.BasePruningMethod) for hook in hooks):
+def _uppers(network: Network, norm: Norm, method: Method, seconds: float) -> dict[Method, float]:
+    """Certified bounds by method: the one asked for, or all that fit into the time."""
+    items = items_of(network)
+    all_of_them = method == "tightest"
+    found: dict[Method, float] = {}
+    if all_of_them or method == "product":
+        found["product"] = propagate(items, norm)
+    if method == "structure":
+        found["structure"] = propagate(items, norm, run_norm=lambda run: _structure_upper(run, norm))
+    if method == "alignment":
+        found["alignment"] = propagate(items, norm, pair_factor=lambda first, second: _factor(first, second, norm))
+    if all_of_them or method in ("fast", "first-order"):
+        share = 0.0 if method == "fast" else seconds / (2.0 if norm == "linf" else 1.0)
+        fast, sharpened = _by_ellipsoid(items, norm, share)
+        if method != "first-order":
+            found["fast"] = fast
+        if method != "fast" and share > 0:
+            found["first-order"] = sharpened
+    if norm == "linf" and (all_of_them or method == "equivalence"):
+        others = _uppers(network, "l2", "tightest", seconds / 2.0)
+        found["equivalence"] = times_up(_equivalence(network), min(others.values()))
+    if not found:
         raise ModelError(
-            "a Lipschitz bound needs modules whose output no hook can change",
-            f"a forward hook on {type(module).__name__} at '{name or 'the top level'}'",
-            "remove the hook",
+            f"the method {method} must apply to the norm", norm, "leave method out for the tightest bound that applies"
         )
-    if not _acts_as(module, nn.Sequential):
-        yield name, module
-        return
-    for child_name, child in module._modules.items():  # named_children() would drop a module used twice
-        if child is None:
-            continue
-        yield from _flatten(f"{name}.{child_name}" if name else child_name, child)
+    return found
+
+
+def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float) -> tuple[float, float]:
+    """The fast and the first-order constant: stretch by stretch, with the product where a stretch has no state space."""
+    fast = sharpened = 1.0
+    parts = stretches(items)
+    left = sum(part.states is not None for part in parts)
+    end = time.perf_counter() + seconds
+    for part in parts:
+        product = propagate(items, norm, first=part.first, last=part.last)
+        values = product, product
+        if part.states is not None:
+            states = part.states
+            goal: Literal["whole", "largest row"] = "whole" if norm == "l2" else "largest row"
+            share = max(0.0, end - time.perf_counter()) / left
+            left -= 1
+            found = ellipsoid_bound(
+                states.steps, states.last.entries, norm, goal=goal, error=states.last.error, seconds=share
+            )
+            forms = found.fast, found.best
+            constants = [form.whole() if norm == "l2" else float(form.rows().max()) for form in forms]
+            values = constants[0], min(constants)
+        fast, sharpened = times_up(fast, min(product, values[0])), times_up(sharpened, min(product, values[1]))
+    return fast, sharpened
+
+
+def _margins_by_ellipsoid(items: Sequence[Item], parts: Sequence[Stretch], norm: Norm, seconds: float) -> Tensor:
+    """Constants of differences of outputs: the last stretch by ellipsoids, what lies before it by its constant."""
+    last = parts[-1]
+    classes = items[-1].size
+    if last.states is None:
+        return torch.full((classes, classes), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
+    states = last.states
+    before = 1.0
+    for part in parts[:-1]:
+        before = times_up(before, propagate(items, norm, first=part.first, last=part.last))
+    found = ellipsoid_bound(
+        states.steps, states.last.entries, norm, goal="pairs", error=states.last.error, seconds=seconds
+    )
+    return _times(torch.minimum(found.best.pairs(), found.fast.pairs()).cpu(), before)
+
+
+def _times(constants: Tensor, factor: float) -> Tensor:
+    """Entrywise product, rounded up; a factor of infinity leaves zeros alone."""
+    raised = (constants * factor).nextafter(torch.full_like(constants, torch.inf))
+    return torch.where(constants > 0, raised, 0.0)
+
+
+def _equivalence(network: Network) -> float:
+    """||x||_2 <= sqrt(d) ||x||_inf."""
+    return inflate(math.sqrt(network.nodes[0].size), 1)
+
+
+def _structure_upper(run: Run, norm: Norm) -> float:
+    matrix = run.matrix
+    if matrix is None:
+        raise ModelError(
+            "the structure x scale bound needs a layer that fits in memory as a matrix",
+            f"{run.rows} x {run.columns} at '{run.name}'",
+            "take method='product'",
+        )
+    entries, h, d = matrix.entries, *matrix.entries.shape
+    # where Theorem 3.1 is an equality, rounding decides which of the two is larger
+    bound = max(inflate(structure_scale(entries, norm).bound, h + d), operator_norm_upper(entries, norm))
+    return inflate(bound + matrix.error * (math.sqrt(d) if norm == "linf" else 1.0), 1)
+
+
+def _factor(first: Run, second: Run, norm: Norm) -> float:
+    """The alignment factor of a pair of runs; 1 where either is too large to be written out."""
+    if first.matrix is None or second.matrix is None or first.matrix.error > 0.0 or second.matrix.error > 0.0:
+        return 1.0
+    return alignment(first.matrix.entries, second.matrix.entries, norm).factor

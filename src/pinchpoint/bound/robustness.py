@@ -88,19 +88,38 @@ def certified_radii(
     >>> radii.round(decimals=6).tolist()
     [1.0, 0.0]
     """
-    _check_labels(labels, logits.shape[1])
     if logits.shape[1] != head.shape[0]:
         raise ModelError("logits and head must agree on the number of classes", logits.shape[1], "check the head")
+    _check_lipschitz(lipschitz)
+    norms = dual_differences(head, norm)
+    # a product that underflows is still no zero
+    change = torch.where((norms > 0) & (lipschitz > 0), (lipschitz * norms).clamp_min(5e-324), 0.0)
+    return radii_from_margins(logits, labels, change)
+
+
+def radii_from_margins(
+    logits: Float[Tensor, "batch classes"],
+    labels: Integer[Tensor, "batch"],
+    constants: Float[Tensor, "classes classes"],
+) -> Float[Tensor, "batch"]:
+    """Certified radii from the constant of each difference of two logits, as ``bound.margins`` gives them.
+
+    Args:
+        logits: clean logits; evaluate them in float64 for a certificate that does not hang on rounding.
+        labels: true classes.
+        constants: at [y, j] an upper bound on the Lipschitz constant of logit_y - logit_j.
+
+    >>> radii_from_margins(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([[0.0, 4.0], [4.0, 0.0]])).item()
+    0.5
+    """
+    _check_labels(labels, logits.shape[1])
     if len(logits) != len(labels):
         raise ModelError(
             "there must be one label a sample", f"{len(labels)} for {len(logits)} samples", "check the labels"
         )
-    _check_lipschitz(lipschitz)
     logits, labels = logits.detach().double(), labels.long()
+    change = constants.to(logits.device, torch.float64)[labels]
     margins = logits.gather(1, labels[:, None]) - logits
-    norms = dual_differences(head, norm).to(logits.device)[labels]
-    # a product that underflows is still no zero
-    change = torch.where((norms > 0) & (lipschitz > 0), (lipschitz * norms).clamp_min(5e-324), 0.0)
     other = torch.arange(logits.shape[1], device=logits.device)[None] != labels[:, None]
     ratios = torch.where(change > 0, margins / change, torch.where(margins > 0, torch.inf, 0.0))
     radii = torch.where(other, ratios, torch.inf).amin(dim=1)

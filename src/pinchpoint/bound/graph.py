@@ -1,0 +1,333 @@
+"""A model as the graph of operations it really computes, read off by torch.export.
+
+What counts is what runs: forward methods, hooks, pruning masks and parametrisations are traced, in float64 and eval mode,
+for one input of a known shape. Constants are folded. Each operation is one of a few kinds whose Lipschitz constants are
+known (``pinchpoint.bound.operations``); any other is named in the error, with the module it stands in.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from pinchpoint.bound.operations import Call, HasLipschitz, Known, Operation, Positive, Unbounded, understand
+from pinchpoint.errors import ModelError
+from pinchpoint.measure.layers import float64_copy
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation on the values of earlier nodes.
+
+    Attributes:
+        name, kind: path and class of the module it stands in.
+        operation: what is known about it; None for the input.
+        inputs: indices of the nodes it reads.
+        shape: of its value, with the leading batch dimension of 1.
+        run: computes it, with all constants bound.
+    """
+
+    name: str
+    kind: str
+    operation: Operation | None
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    run: Callable[..., Tensor]
+
+    @property
+    def size(self) -> int:
+        """Number of entries of its value."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether it leaves all entries as they are, in their order."""
+        return self.operation == Positive("nothing")
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Nodes in an order in which they can run; node 0 is the input, the last one the output."""
+
+    nodes: tuple[Node, ...]
+    device: torch.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output for one input of shape [1, ...], in float64."""
+        return self.values(x)[-1]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The value of each node for one input of shape [1, ...]."""
+        values = [x]
+        for node in self.nodes[1:]:
+            values.append(node.run(*(values[index] for index in node.inputs)))
+        return values
+
+    def consumers(self) -> list[list[int]]:
+        """For each node, who reads it."""
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for source in set(node.inputs):
+                readers[source].append(index)
+        return readers
+
+    def unbounded(self) -> list[Node]:
+        """Nodes that have no known Lipschitz constant."""
+        return [node for node in self.nodes if isinstance(node.operation, Unbounded)]
+
+    def require_bounded(self) -> None:
+        """Refuse a network with operations that cannot be bounded, by name."""
+        if not (bad := self.unbounded()):
+            return
+        operation = bad[0].operation
+        assert isinstance(operation, Unbounded)
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ModelError(
+            "a Lipschitz bound needs operations with a known constant",
+            f"{operation.what} in {bad[0].kind} at '{bad[0].name or 'the top level'}'{more} ({operation.why})",
+            "bound a network without it, or give the module a lipschitz_constant(norm) method",
+        )
+
+
+def trace(model: nn.Module, input_shape: Sequence[int] | None = None) -> Network:
+    """The network a model computes on one input.
+
+    Args:
+        model: any module with one tensor in and one tensor out; its own state is left as it is.
+        input_shape: of one input, without batch; not needed where the first layer is fully connected.
+
+    Raises:
+        ModelError: where the input shape is needed, the model cannot take it, or what it computes depends on values.
+
+    >>> network = trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    >>> [type(node.operation).__name__ for node in network.nodes[1:]], network.nodes[-1].shape
+    (['Dense', 'Slope'], (1, 2))
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError("a model must be a torch.nn.Module", type(model).__name__, "load the checkpoint first")
+    shape = tuple(input_shape) if input_shape is not None else _shape_of_input(model)
+    copied = float64_copy(model)
+    device = next((tensor.device for tensor in copied.state_dict().values()), torch.device("cpu"))
+    program = _export(copied, torch.zeros(1, *shape, dtype=torch.float64, device=device))
+    return Network(_Reader(copied, program).read(), device)
+
+
+def _shape_of_input(model: nn.Module) -> tuple[int, ...]:
+    """The shape that the first layer asks for."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            return (module.in_features,)
+        columns = getattr(module, "in_features", None)
+        if isinstance(columns, int):
+            return (columns,)
+        if next(module.parameters(recurse=False), None) is not None:
+            break
+    raise ModelError(
+        "a bound needs the shape of one input",
+        f"{type(model).__name__} without a fully connected layer in front",
+        "give input_shape, for example (3, 32, 32)",
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            model(example)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ModelError(
+            f"a model must run on one input of shape {tuple(example.shape[1:])}",
+            f"{type(error).__name__}: {error}",
+            "give the shape of its inputs as input_shape",
+        ) from None
+    try:
+        with _quietly(), torch.no_grad():
+            # an empty table keeps operations whole, and still turns in-place operations into pure ones
+            program: ExportedProgram = torch.export.export(model, (example,), strict=False).run_decompositions({})
+            return program
+    except Exception as error:
+        raise ModelError(
+            "a certified bound needs a model that torch.export can trace: the same operations for every input",
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            "take decisions that depend on values out of forward",
+        ) from None
+
+
+class _Reader:
+    """Turns an exported program into nodes. What does not depend on the input is folded into constants."""
+
+    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
+        self.program = program
+        self.modules = dict(model.named_modules())
+        self.constants: dict[fx.Node, Any] = {}
+        self.index: dict[fx.Node, int] = {}
+        self.nodes: list[Node] = []
+
+    def read(self) -> tuple[Node, ...]:
+        known = self._inside_known_modules()
+        for item in self.program.graph.nodes:
+            if item.op == "placeholder":
+                self._placeholder(item)
+            elif item.op == "get_attr":
+                self.constants[item] = getattr(self.program.graph_module, str(item.target))
+            elif item.op == "call_function" and item not in known:
+                self._call(item)
+            elif item.op == "call_function" and known[item][-1] is item:
+                self._known(known[item])
+            elif item.op == "output":
+                self._finish(item)
+        return tuple(self.nodes)
+
+    def _placeholder(self, item: fx.Node) -> None:
+        signature, stored = self.program.graph_signature, {**self.program.state_dict, **self.program.constants}
+        targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        if item.name in targets:
+            self.constants[item] = stored[targets[item.name]].detach()
+        else:
+            self._add(item, None, [], lambda x: x)
+
+    def _call(self, item: fx.Node) -> None:
+        sources = self._sources([item])
+        value = item.meta.get("val")
+        if not sources:
+            with torch.no_grad():
+                self.constants[item] = self._evaluate(item, {})
+        elif isinstance(value, Tensor):
+            through = [*(parent for parent in item.all_input_nodes if self._is_several(parent)), item]
+            sources = self._sources(through)
+            run = partial(self._evaluate_all, through, sources)
+            call = Call(
+                name=_operator_name(through[0]),
+                args=fx.map_arg(through[0].args, self.constants.get),
+                kwargs=fx.map_arg(through[0].kwargs, self.constants.get),
+                part=item.args[1] if len(through) > 1 else None,
+                shapes=tuple(self.nodes[self.index[source]].shape for source in sources),
+                shape=tuple(value.shape),
+                dtype=value.dtype,
+                run=run,
+            )
+            self._add(item, understand(call), sources, run)
+
+    def _known(self, members: list[fx.Node]) -> None:
+        """A module that knows its own constant becomes one node."""
+        path, kind = _module(members[-1])
+        sources = self._sources(members)
+        left = [item for item in members[:-1] if any(user not in members for user in item.users)]
+        if len(sources) != 1 or left:
+            raise ModelError(
+                "a module with a lipschitz_constant(norm) has one input and one output",
+                f"{kind} at '{path}'",
+                "split it, or leave lipschitz_constant out",
+            )
+        module = self.modules[path]
+        assert isinstance(module, HasLipschitz)
+        self._add(members[-1], Known.of(module), sources, partial(self._evaluate_all, members, sources))
+
+    def _finish(self, item: fx.Node) -> None:
+        results = item.args[0]
+        if (
+            not isinstance(results, tuple)
+            or len(results) != 1
+            or not isinstance(results[0], fx.Node)
+            or results[0] not in self.index
+        ):
+            raise ModelError(
+                "a model must return one tensor that depends on its input",
+                f"{len(results) if isinstance(results, tuple) else 0} outputs",
+                "wrap it in a module that returns the logits",
+            )
+        last = self.index[results[0]]
+        needed = {last}
+        for index in range(last, -1, -1):
+            if index in needed:
+                needed.update(self.nodes[index].inputs)
+        kept = sorted({0} | needed)
+        place = {old: new for new, old in enumerate(kept)}
+        self.nodes = [
+            replace(self.nodes[old], inputs=tuple(place[source] for source in self.nodes[old].inputs)) for old in kept
+        ]
+
+    def _add(
+        self, item: fx.Node, operation: Operation | None, sources: list[fx.Node], run: Callable[..., Tensor]
+    ) -> None:
+        self.index[item] = len(self.nodes)
+        inputs = tuple(self.index[source] for source in sources)
+        path, kind = _module(item)
+        self.nodes.append(Node(path, kind, operation, inputs, tuple(item.meta["val"].shape), run))
+
+    def _sources(self, items: list[fx.Node]) -> list[fx.Node]:
+        """What these read that depends on the input, each once."""
+        found = [source for item in items for source in item.all_input_nodes]
+        return list(dict.fromkeys(n for n in found if n not in self.constants and n not in items))
+
+    def _is_several(self, item: fx.Node) -> bool:
+        return item not in self.constants and item not in self.index
+
+    def _evaluate(self, item: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        def look_up(source: fx.Node) -> Any:
+            return values[source] if source in values else self.constants[source]
+
+        target = cast(Callable[..., Any], item.target)
+        return target(*fx.map_arg(item.args, look_up), **fx.map_arg(item.kwargs, look_up))
+
+    def _evaluate_all(self, items: list[fx.Node], sources: list[fx.Node], *inputs: Tensor) -> Tensor:
+        values: dict[fx.Node, Any] = dict(zip(sources, inputs, strict=True))
+        for item in items:
+            values[item] = self._evaluate(item, values)
+        result: Tensor = values[items[-1]]
+        return result
+
+    def _inside_known_modules(self) -> dict[fx.Node, list[fx.Node]]:
+        """Operations inside modules that know their own constant, each with all those of the same call."""
+        calls: dict[str, list[fx.Node]] = {}
+        for item in self.program.graph.nodes:
+            for key, (path, _) in item.meta.get("nn_module_stack", {}).items():
+                if item.op == "call_function" and isinstance(self.modules.get(_plain(path)), HasLipschitz):
+                    calls.setdefault(str(key), []).append(item)
+                    break
+        return {item: members for members in calls.values() for item in members}
+
+
+def _operator_name(item: fx.Node) -> str:
+    schema = getattr(item.target, "_schema", None)
+    return str(item.target) if schema is None else str(schema.name).removeprefix("aten::")
+
+
+def _module(item: fx.Node) -> tuple[str, str]:
+    """Path and class name of the innermost module an operation stands in."""
+    stack = list(item.meta.get("nn_module_stack", {}).values())
+    if not stack:
+        return "", "the model"
+    path, kind = stack[-1]
+    return _plain(path), str(kind).rsplit(".", 1)[-1]
+
+
+def _plain(path: str) -> str:
+    """A module's path without the mark of a repeated call."""
+    return path.split("@")[0]

@@ -1,0 +1,164 @@
+"""Lower bounds on a Lipschitz constant: difference quotients at sampled inputs, and ascent on them.
+
+A quotient ||f(a) - f(b)|| / ||a - b|| is below the true constant for every pair of points, on kinks too, where autograd's
+Jacobian need not be. Each is lowered by a bound on its own rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pinchpoint.bound.graph import Network
+from pinchpoint.bound.product import Item, combined, items_of
+from pinchpoint.bound.runs import Run
+from pinchpoint.errors import ModelError
+from pinchpoint.measure.spectrum import EPS64, inflate
+from pinchpoint.records import Norm
+
+_ORDER = {"linf": torch.inf, "l2": 2.0}
+_WIDE = 64
+"""Networks with more outputs than this get the top direction of their Jacobian by power iteration."""
+
+
+def starting_points(network: Network, inputs: Tensor | None, most: int = 16) -> Float[Tensor, "batch 1 *shape"]:
+    """At most this many inputs in float64; uniform random ones in [0, 1] (seed 0) where none are given.
+
+    Raises:
+        ModelError: where the inputs do not have the network's input shape.
+    """
+    shape = network.nodes[0].shape
+    if inputs is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(most, *shape, generator=generator, dtype=torch.float64).to(network.device)
+    if inputs[:1].numel() != inputs.new_empty(shape).numel() or len(inputs) == 0:
+        raise ModelError(
+            f"inputs must be a batch of shape (n, {', '.join(map(str, shape[1:]))})",
+            tuple(inputs.shape),
+            "reshape them",
+        )
+    return inputs[:most].detach().to(network.device, torch.float64).reshape(-1, *shape)
+
+
+def sampled(network: Network, points: Float[Tensor, "batch 1 *shape"], norm: Norm) -> tuple[Tensor, float]:
+    """The top direction of the Jacobian at each point, and the largest certified quotient along them."""
+    directions = _top_directions(network, points, norm)
+    best = 0.0
+    for point, direction in zip(points, directions, strict=True):
+        for step in (1e-3, -1e-3, 1e-1, -1e-1):
+            best = max(best, quotient(network, point, point + step * direction, norm))
+    return directions, best
+
+
+def ascended(
+    network: Network,
+    points: Float[Tensor, "batch 1 *shape"],
+    norm: Norm,
+    *,
+    steps: int = 200,
+    rate: float = 0.05,
+    seconds: float = math.inf,
+) -> float:
+    """The largest certified quotient after ascent on both ends, never below ``sampled``; no step begins after ``seconds``.
+
+    The direction v is set to the steepest one for the current quotient (a power iteration inside a linear region); the
+    point x climbs by Adam. A segment across several linear regions has a gradient in x; inside one there is none.
+    """
+    end = time.perf_counter() + seconds
+    directions, best = sampled(network, points, norm)
+    order, dims = _ORDER[norm], tuple(range(1, points.ndim))
+    run = torch.func.vmap(network)
+    for size in (0.5, 8.0):
+        x, v = points.clone().requires_grad_(), size * directions
+        optimiser = torch.optim.Adam([x], lr=rate)
+        for step in range(steps):
+            if time.perf_counter() > end:
+                break
+            v = v.detach().requires_grad_()
+            change = torch.linalg.vector_norm((run(x + v) - run(x)).flatten(1), order, dim=1)
+            slope_x, slope_v = torch.autograd.grad(change.clamp(min=1e-300).log().sum(), [x, v])
+            x.grad = -slope_x
+            optimiser.param_groups[0]["lr"] = rate * (1.0 - step / steps)
+            optimiser.step()
+            v = size * _steepest(slope_v, v, norm, dims)
+        x, v = x.detach(), v.detach()
+        for point, direction in zip(x, v, strict=True):
+            best = max(best, quotient(network, point, point + direction, norm))
+        best = max(best, sampled(network, x + v / 2, norm)[1])
+    return best
+
+
+@torch.no_grad()
+def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1 *shape"], norm: Norm) -> float:
+    """||f(a) - f(b)|| / ||a - b||, lowered by what rounding can have added; 0 where the points are too close."""
+    moved = float(torch.linalg.vector_norm(b - a, _ORDER[norm]))
+    if moved == 0.0:
+        return 0.0
+    (there, off_there), (here, off_here) = _with_rounding(network, b), _with_rounding(network, a)
+    off = (off_here + off_there) * (1.0 if norm == "linf" else here.numel() ** 0.5)
+    change = float(torch.linalg.vector_norm((there - here).flatten(), _ORDER[norm])) - off
+    return max(0.0, change / inflate(moved, a.numel() + here.numel()))
+
+
+def _steepest(gradient: Tensor, before: Tensor, norm: Norm, dims: tuple[int, ...]) -> Tensor:
+    """Unit directions of steepest ascent; the direction before, where there is no gradient."""
+    if norm == "linf":
+        return torch.where(gradient == 0, before.sign(), gradient.sign())
+    length = gradient.norm(dim=dims, keepdim=True)
+    old = before / before.norm(dim=dims, keepdim=True)
+    return torch.where(length > 0, gradient / length.clamp(min=1e-300), old)
+
+
+def _top_directions(network: Network, points: Tensor, norm: Norm) -> Tensor:
+    """For each point the unit direction that its Jacobian enlarges most."""
+    if network.nodes[-1].size <= _WIDE:
+        jacobians = torch.func.vmap(torch.func.jacrev(network), chunk_size=16)(points).detach()
+        jacobians = jacobians.reshape(len(points), network.nodes[-1].size, -1)
+        if norm == "l2":
+            directions: Tensor = torch.linalg.svd(jacobians, full_matrices=False).Vh[:, 0]
+        else:
+            rows = jacobians.abs().sum(2).argmax(1)
+            directions = torch.where(jacobians[torch.arange(len(points)), rows] >= 0, 1.0, -1.0).double()
+        return directions.reshape(points.shape)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points.device)
+    dims = tuple(range(1, points.ndim))
+    v = _steepest(start, start, norm, dims)
+
+    def next_direction(x: Tensor, v: Tensor) -> Tensor:
+        _, pull, *_ = torch.func.vjp(network, x)
+        change: Tensor = torch.func.jvp(network, (x,), (v,))[1]
+        if norm == "linf":
+            top = change.abs() == change.abs().max()
+            change = torch.where(top, change.sign(), 0.0)
+        result: Tensor = pull(change)[0]
+        return result
+
+    for _ in range(12):
+        v = _steepest(torch.func.vmap(next_direction)(points, v).detach(), v, norm, dims)
+    return v
+
+
+def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
+    """The output at a point, and by how much rounding can have moved any entry of it."""
+    items, values = items_of(network), network.values(point)
+    off = {0: 0.0}
+    for index, item in enumerate(items[1:], start=1):
+        before = [off[source] for source in item.inputs]
+        value = values[item.node]
+        enlarged = _enlarged(item, before)
+        ones = _enlarged(item, [float(values[items[source].node].abs().max()) for source in item.inputs])
+        read = sum(items[source].size for source in item.inputs)
+        off[index] = enlarged + 8.0 * (read + item.size) * EPS64 * (ones + float(value.abs().max()))
+    return values[-1], off[len(items) - 1]
+
+
+def _enlarged(item: Item, sizes: list[float]) -> float:
+    """The largest size of an entry after an item, through its intermediate results too."""
+    if isinstance(item.part, Run):
+        return item.part.rough_linf * sizes[0]
+    return combined(item.part, sizes, "linf")

@@ -1,0 +1,222 @@
+"""Straight runs of linear operations, each seen as one operator with a certified norm, and as a matrix where it fits.
+
+Scalings are folded into the dense layer or convolution beside them, so batch normalisation is part of its convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pinchpoint.bound.graph import Node
+from pinchpoint.bound.operations import Conv, Dense, Linear, Scale
+from pinchpoint.measure.convolution import Convolution
+from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
+from pinchpoint.measure.spectrum import EPS64, inflate, operator_norm_upper, times_up
+from pinchpoint.records import Norm
+
+LARGEST_MATRIX = 2**24
+"""Entries of an operator that is written out as a matrix, at most: 128 MiB in float64."""
+
+
+_NORMS: WeakKeyDictionary[Node, dict[tuple[Norm, int], float]] = WeakKeyDictionary()
+"""Norms of runs by their last node, the norm and their length: a network and its encoder share them."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A run written out; ``error`` bounds the spectral norm of what rounding did to it."""
+
+    entries: Float[Tensor, "h d"]
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Linear operations one after the other: from ``columns`` numbers to ``rows`` numbers."""
+
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Path of the module that does the main work."""
+        main = [node for node in self.nodes if isinstance(node.operation, Dense | Conv)]
+        return (main or list(self.nodes))[-1].name
+
+    @property
+    def rows(self) -> int:
+        """Size of its output."""
+        return self.nodes[-1].size
+
+    @property
+    def columns(self) -> int:
+        """Size of its input."""
+        return math.prod(self.input_shape)
+
+    @cached_property
+    def folded(self) -> tuple[tuple[Linear, Node, tuple[int, ...]], ...]:
+        """Operations that do more than reshape, scalings folded into their neighbours; each with a node and input shape."""
+        kept: list[tuple[Linear, Node, tuple[int, ...]]] = []
+        shape = self.input_shape
+        for node in self.nodes:
+            operation = node.operation
+            assert isinstance(operation, Linear)
+            if node.keeps_values:
+                if kept and isinstance(before := kept[-1][0], Scale):
+                    kept[-1] = (Scale(before.factor.expand(shape).reshape(node.shape)), node, kept[-1][2])
+            elif kept and kept[-1][1].shape == shape and (merged := _fold(kept[-1][0], operation, shape, node.shape)):
+                kept[-1] = (merged, node, kept[-1][2])
+            else:
+                kept.append((operation, node, shape))
+            shape = node.shape
+        return tuple(kept)
+
+    def norm(self, norm: Norm) -> float:
+        """A certified upper bound on the operator norm from l_p to l_p."""
+        known = _NORMS.setdefault(self.nodes[-1], {})
+        key = norm, len(self.nodes)
+        if key not in known:
+            parts = [_operation_norm(operation, node, shape, norm) for operation, node, shape in self.folded]
+            best = times_up(*parts) if parts else 1.0
+            if len(parts) > 1 and 0.0 < best < math.inf and min(self.rows, self.columns) <= 1024:
+                matrix = self.matrix
+                if matrix is not None:
+                    # an entrywise bound on the error would be smaller; this one serves both norms
+                    error = matrix.error * (math.sqrt(self.columns) if norm == "linf" else 1.0)
+                    best = min(best, inflate(operator_norm_upper(matrix.entries, norm) + error, 2))
+            known[key] = best
+        return known[key]
+
+    @cached_property
+    def rough_linf(self) -> float:
+        """The product of the l_inf norms of its operations: how large intermediate results can become, too."""
+        return times_up(*(_operation_norm(operation, node, shape, "linf") for operation, node, shape in self.folded))
+
+    @cached_property
+    def matrix(self) -> Matrix | None:
+        """The operator as a matrix on flattened inputs; None where it is too large."""
+        if self.rows * self.columns > LARGEST_MATRIX:
+            return None
+        if len(self.folded) == 1:
+            operation, _, shape = self.folded[0]
+            folding = sum(not node.keeps_values for node in self.nodes) > 1
+            error = self._rounding if folding else 0.0
+            if isinstance(operation, Dense) and math.prod(shape) == operation.weight.shape[1]:
+                return Matrix(operation.weight, error)
+            if isinstance(operation, Conv) and shape[0] == 1:
+                return Matrix(operation.operator.dense(), error)
+        return Matrix(self._written_out(), self._rounding)
+
+    @property
+    def _rounding(self) -> float:
+        """A bound on the spectral norm of the error of a product of these operators in float64."""
+        sizes = [math.prod(shape) for _, _, shape in self.folded] + [self.rows]
+        norms = [
+            times_up(_operation_norm(operation, node, shape, "l2"), math.sqrt(min(math.prod(shape), node.size)))
+            for operation, node, shape in self.folded
+        ]
+        return times_up(8.0 * (sum(sizes) + 8.0) * EPS64, *norms)
+
+    def _written_out(self) -> Tensor:
+        start = torch.zeros(self.input_shape, dtype=torch.float64, device=self.device)
+
+        def run(x: Tensor) -> Tensor:
+            for node in self.nodes:
+                x = node.run(x)
+            return x
+
+        if self.rows <= self.columns:
+            out, pull, *_ = torch.func.vjp(run, start)
+            basis = torch.eye(self.rows, dtype=out.dtype, device=out.device).reshape(-1, *out.shape)
+            rows: Tensor = torch.func.vmap(pull, chunk_size=256)(basis)[0]
+            return rows.reshape(self.rows, self.columns)
+        basis = torch.eye(self.columns, dtype=torch.float64, device=self.device).reshape(-1, *self.input_shape)
+        columns: Tensor = torch.func.vmap(lambda t: _linear_part(run, start, t), chunk_size=256)(basis)
+        return columns.reshape(self.columns, self.rows).T.contiguous()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        for operation, _, _ in self.folded:
+            if isinstance(operation, Dense):
+                return operation.weight.device
+            if isinstance(operation, Conv):
+                return operation.operator.weight.device
+            if isinstance(operation, Scale):
+                return operation.factor.device
+        return torch.device("cpu")
+
+
+def _operation_norm(operation: Linear, node: Node, shape: tuple[int, ...], norm: Norm) -> float:
+    """A certified upper bound on one operation's norm."""
+    if isinstance(operation, Dense):
+        return inflate(operator_norm_upper(operation.weight, norm), 1)
+    if isinstance(operation, Conv):
+        bounds = convolution_l2(operation.operator) if norm == "l2" else convolution_linf(operation.operator)
+        return inflate(bounds.upper, 1)
+    if isinstance(operation, Scale):
+        return inflate(float(operation.factor.abs().max()), 1)
+    if operation.moves != "anything":
+        return 1.0
+    return _positive_norm(node, shape, norm)
+
+
+def _linear_part(run: Callable[..., Tensor], start: Tensor, x: Tensor) -> Tensor:
+    """A x of an affine map A x + b."""
+    result: Tensor = torch.func.jvp(run, (start,), (x,))[1]
+    return result
+
+
+def _positive_norm(node: Node, shape: tuple[int, ...], norm: Norm) -> float:
+    """Of an operator A >= 0: ||A||_inf = max A 1 exactly, and Schur's test ||A||_2 <= sqrt(max A 1 * max A' 1)."""
+    ones = torch.ones(shape, dtype=torch.float64)
+    rows = _linear_part(node.run, torch.zeros_like(ones), ones)
+    largest_row = inflate(float(rows.max()), ones.numel())
+    if norm == "linf":
+        return largest_row
+    out, pull, *_ = torch.func.vjp(node.run, torch.zeros_like(ones))
+    largest_column = inflate(float(pull(torch.ones_like(out))[0].max()), out.numel())
+    return inflate(math.sqrt(times_up(largest_row, largest_column)), 1)
+
+
+def _fold(first: Linear, second: Linear, shape: tuple[int, ...], out: tuple[int, ...]) -> Linear | None:
+    """Two neighbours as one operation, where one is a scaling that the other can take in."""
+    if isinstance(first, Scale) and isinstance(second, Scale):
+        return Scale(first.factor * second.factor)
+    if isinstance(first, Dense) and isinstance(second, Scale):
+        factor = _along(second.factor, out, -1)
+        return None if factor is None else Dense(factor[:, None] * first.weight)
+    if isinstance(first, Scale) and isinstance(second, Dense):
+        factor = _along(first.factor, shape, -1)
+        return None if factor is None else Dense(second.weight * factor)
+    if isinstance(first, Conv) and isinstance(second, Scale) and not first.operator.transposed:
+        factor = _along(second.factor, out, 1)
+        return None if factor is None else Conv(_reweighted(first.operator, factor, 0))
+    if isinstance(first, Scale) and isinstance(second, Conv) and second.operator.groups == 1:
+        factor = _along(first.factor, shape, 1)
+        dim = 0 if second.operator.transposed else 1
+        return None if factor is None else Conv(_reweighted(second.operator, factor, dim))
+    return None
+
+
+def _along(factor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor | None:
+    """A factor that varies along one dimension only, as a vector."""
+    dim %= len(shape)
+    aligned = factor.reshape((1,) * (len(shape) - factor.ndim) + tuple(factor.shape))
+    if any(size != 1 for place, size in enumerate(aligned.shape) if place != dim):
+        return None
+    return aligned.flatten().expand(shape[dim])
+
+
+def _reweighted(operator: Convolution, factor: Tensor, dim: int) -> Convolution:
+    view = [1] * operator.weight.ndim
+    view[dim] = -1
+    return replace(operator, weight=operator.weight * factor.reshape(view))

@@ -1,0 +1,132 @@
+"""A stretch of a network as steps of one state: a matrix, then an elementwise activation, and so on.
+
+The state holds every value that is still to be read, so skip connections are part of it: they pass each activation with
+slope 1. This is the form that ``pinchpoint.bound.ellipsoid`` bounds, and it needs every run written out as a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pinchpoint.bound.ellipsoid import Step
+from pinchpoint.bound.graph import Node
+from pinchpoint.bound.operations import Join, Slope, Sum
+from pinchpoint.bound.product import Item, cuts
+from pinchpoint.bound.runs import Matrix, Run
+from pinchpoint.measure.spectrum import EPS64
+
+LARGEST_STATE = 2500
+"""Entries of a state, at most: one optimisation step costs a few times the cube of this."""
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """last @ step_n(... step_1(x)); ``sources[i]`` is the item whose entries are the first rows of step i."""
+
+    steps: tuple[Step, ...]
+    sources: tuple[int, ...]
+    last: Matrix
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The part of a network between two items that everything goes through; ``states`` where it can be written so."""
+
+    first: int
+    last: int
+    states: StateSpace | None
+
+
+def stretches(items: Sequence[Item], largest: int = LARGEST_STATE) -> list[Stretch]:
+    """The network as a chain of stretches, those that can be written as states as long as possible."""
+    found: list[tuple[int, int, bool]] = []
+    for first, last in zip(points := cuts(items), points[1:], strict=False):
+        fits = all(_fits(items, index, largest) for index in range(first + 1, last + 1))
+        if found and fits and found[-1][2]:
+            found[-1] = (found[-1][0], last, True)
+        else:
+            found.append((first, last, fits))
+    return [Stretch(first, last, state_space(items, first, last) if fits else None) for first, last, fits in found]
+
+
+def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
+    """Write the items after ``first`` up to ``last`` as steps of one state."""
+    readers = {source: index for index in range(first + 1, last + 1) for source in items[index].inputs}
+    readers[last] = len(items)
+    device = next((item.part.device for item in items if isinstance(item.part, Run)), torch.device("cpu"))
+    known = {first: Matrix(torch.eye(items[first].size, dtype=torch.float64, device=device), 0.0)}
+    steps: list[Step] = []
+    sources: list[int] = []
+    for index in range(first + 1, last + 1):
+        part, inputs = items[index].part, items[index].inputs
+        if isinstance(part, Run):
+            matrix = part.matrix
+            assert matrix is not None  # _fits() has seen to it
+            known[index] = _times(matrix, known[inputs[0]])
+        elif isinstance(part.operation, Slope):
+            live = [other for other in known if readers.get(other, -1) > index]
+            rows = [known[inputs[0]], *(known[other] for other in live)]
+            sizes = [len(row.entries) for row in rows]
+            low, high = (_spread(bound, part.shape, device) for bound in (part.operation.low, part.operation.high))
+            ones = low.new_ones(sum(sizes[1:]))
+            steps.append(
+                Step(
+                    torch.cat([row.entries for row in rows]),
+                    torch.cat([low, ones]),
+                    torch.cat([high, ones]),
+                    sum(row.error for row in rows),
+                )
+            )
+            sources.append(inputs[0])
+            eye = torch.eye(sum(sizes), dtype=torch.float64, device=device)
+            known = {other: Matrix(block, 0.0) for other, block in zip([index, *live], eye.split(sizes), strict=True)}
+        else:
+            known[index] = _combined(part, [known[source] for source in inputs], [items[i].shape for i in inputs])
+        known = {other: matrix for other, matrix in known.items() if readers.get(other, -1) > index}
+    return StateSpace(tuple(steps), tuple(sources), known[last])
+
+
+def _fits(items: Sequence[Item], index: int, largest: int) -> bool:
+    part = items[index].part
+    if isinstance(part, Run):
+        return part.rows <= largest and part.matrix is not None
+    return isinstance(part.operation, Slope | Sum | Join) and items[index].size <= largest
+
+
+def _times(second: Matrix, first: Matrix) -> Matrix:
+    rows, columns = first.entries.shape
+    if (
+        rows == columns
+        and first.error == 0.0
+        and bool((first.entries.diagonal() == 1).all())
+        and int(first.entries.count_nonzero()) == rows
+    ):
+        return second
+    entries = second.entries @ first.entries
+    sizes = float(second.entries.norm() * first.entries.norm())
+    rounding = 8.0 * (rows + columns) * EPS64 * sizes
+    error = second.error * float(first.entries.norm()) + float(second.entries.norm()) * first.error
+    return Matrix(entries, rounding + error + second.error * first.error)
+
+
+def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, ...]]) -> Matrix:
+    """A sum, or values side by side: linear in the state, column by column."""
+    operation = node.operation
+    if isinstance(operation, Sum):
+        entries = sum(weight * matrix.entries for weight, matrix in zip(operation.weights, before, strict=True))
+        error = sum(abs(weight) * matrix.error for weight, matrix in zip(operation.weights, before, strict=True))
+        assert isinstance(entries, Tensor)
+        return Matrix(
+            entries, error + 8.0 * len(before) * EPS64 * sum(float(matrix.entries.norm()) for matrix in before)
+        )
+    columns = [matrix.entries.T.reshape(-1, *shape) for matrix, shape in zip(before, shapes, strict=True)]
+    joined: Tensor = torch.func.vmap(node.run)(*columns)
+    return Matrix(joined.flatten(1).T, sum(matrix.error for matrix in before))
+
+
+def _spread(value: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=device).expand(shape).flatten()
