@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -20,11 +21,14 @@ from typing import Any
 import polars
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 import pinchpoint
 from pinchpoint import cli
-from pinchpoint.learn import ModelConfig, build
+from pinchpoint.learn import build
 from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
+from pinchpoint.learn.models import CifarResNetConfig
+from pinchpoint.learn.resnet import Architecture, cifar_resnet
 from pinchpoint.records import Profile, Run, Summary
 
 TINY = Path(__file__).parent / "study" / "tiny.yaml"
@@ -49,14 +53,14 @@ class Said:
         return last.removeprefix("error: ")
 
 
-def pinch(*arguments: object) -> Said:
-    """Run the entry point in this process."""
+def pinch(*arguments: object, width: int = 80) -> Said:
+    """Run the entry point in this process, on a terminal of that width."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["pinchpoint", *map(str, arguments)])
-        patch.setattr(cli.out, "width", 80)
-        patch.setattr(cli.err, "width", 80)
+        patch.setattr(cli.out, "width", width)
+        patch.setattr(cli.err, "width", width)
         try:
             cli.main()
         except SystemExit as leaving:
@@ -122,7 +126,10 @@ def timeless(value: Any) -> Any:
         (("study", "run"), ["Ctrl-C keeps what is finished", "A study file (YAML)", "--out"]),
         (("study", "status"), ["Show how far a study has come", "--json"]),
         (("study", "report"), ["from the runs that are finished", "--json"]),
-        (("profile",), ["low means", "model.safetensors and config.json", "--k-share", "--target"]),
+        (
+            ("profile",),
+            ["Low means compressible", "timm:resnet18", "checkpoint folder", "--k-share", "--target", "--input-size"],
+        ),
     ],
     ids=lambda value: " ".join(value) or "pinchpoint",
 )
@@ -347,44 +354,125 @@ def test_profile_as_json_is_what_the_library_measures(undisturbed, options):
     flags = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", value)]
     said = pinch("profile", undisturbed.checkpoint, *flags, "--json")
     assert (said.status, said.err) == (0, "")
-    model, _ = load(undisturbed.checkpoint)
-    assert Profile.model_validate_json(said.out) == pinchpoint.profile(model, **options)
+    model, config = load(undisturbed.checkpoint)
+    assert Profile.model_validate_json(said.out) == pinchpoint.profile(model, input_shape=config.input_shape, **options)
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["the demo's network", "a wide network"])
-def test_profile_table_fits_80_columns(tmp_path, monkeypatch, wide):
-    config = ModelConfig(hidden=(128, 128))
-    model = build(config, (1, 8, 8), 10)
-    save(tmp_path, model, CheckpointConfig(model=config, input_shape=(1, 8, 8), classes=10))
-    result = pinchpoint.profile(model)
-    if wide:
-        sizes = {"rows": 1000, "columns": 3072, "effective_rank": 954.8, "stable_rank": 406.74}
-        view = result.layers[0].neuron.model_copy(update={"n": 1000, "k_for_target": 900})
-        layers = [layer.model_copy(update=sizes | {"neuron": view, "spectral": view}) for layer in result.layers]
-        result = result.model_copy(update={"layers": layers})
-        monkeypatch.setattr("pinchpoint.measure.profile", lambda *_, **__: result)
-    said = pinch("profile", tmp_path)
-    lines = said.out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "…" not in said.out
+def cells(text: str, name: str) -> list[str]:
+    """The row of a table that starts with this name."""
+    (row,) = [line.split() for line in text.splitlines() if line.split()[:1] == [name] and ":" not in line]
+    return row[1:]
+
+
+def test_profile_table_shows_what_was_measured(undisturbed):
+    result = pinchpoint.profile(load(undisturbed.checkpoint)[0])
+    said = pinch("profile", undisturbed.checkpoint)
+    assert said.out.splitlines()[0] == f"Compressibility of {undisturbed.checkpoint}"
     for layer in result.layers:
-        (row,) = [line.split() for line in lines if line.split()[:1] == [layer.name]]
-        assert row[1] == f"{layer.rows}x{layer.columns}"
-        assert row[2:4] == [f"{layer.effective_rank:.1f}", f"{layer.stable_rank:.2f}"]
-        for seen, cells in ((layer.neuron, row[4:7]), (layer.spectral, row[7:10])):
-            assert cells == [f"{seen.residual:.3f}", f"{seen.spread:.3f}", f"{seen.k_for_target}/{seen.n}"]
+        views = [layer.neuron, layer.spectral, layer.entrywise, layer.column]
+        shown = [
+            f"{layer.rows}x{layer.columns}",
+            f"{layer.effective_rank:.1f}",
+            *(f"{view.residual:.3f}" for view in views),
+        ]
+        row = cells(said.out, layer.name)
+        assert row[:6] == shown
+        assert layer.linf <= float(row[6]) <= layer.linf + 0.0101
+        assert layer.l2_upper <= float(row[7]) <= layer.l2_upper + 0.0101
+        assert row[8:12] == [f"{view.k_for_target / view.n:.0%}" for view in views]
+    means = [result.neuron, result.spectral, result.entrywise, result.column]
+    assert cells(said.out, "network") == [f"{1 - mean:.3f}" for mean in means]
+
+
+@pytest.mark.parametrize(("width", "groups"), [(80, 2), (120, 4)])
+def test_profile_table_of_a_deep_network_fits_the_terminal(tmp_path, monkeypatch, width, groups):
+    """As many columns as there is room for, each explained below."""
+    config = CifarResNetConfig(depth=20, width=16)
+    save(tmp_path, build(config, (3, 8, 8), 10), CheckpointConfig(model=config, input_shape=(3, 8, 8), classes=10))
+    result = pinchpoint.profile(load(tmp_path)[0], norms=False)
+    sizes = {"rows": 1000, "columns": 3072, "effective_rank": 954.8, "stable_rank": 406.74, "linf": 87654.3}
+    view = result.layers[0].neuron.model_copy(update={"n": 1000, "k_for_target": 1000})
+    wide = sizes | dict.fromkeys(("neuron", "spectral", "entrywise", "column"), view)
+    result = result.model_copy(update={"layers": [layer.model_copy(update=wide) for layer in result.layers]})
+    monkeypatch.setattr("pinchpoint.measure.profile", lambda *_, **__: result)
+    text = pinch("profile", tmp_path, width=width).out
+    table = text.partition("neur:")[0].splitlines()[1:]
+    assert max(map(len, table)) <= width
+    assert "…" not in text
+    assert [line.split()[0] for line in table if line.split()[1:2] == ["1000x3072"]] == [
+        layer.name for layer in result.layers
+    ]
+    told = {"norm:": "87655", "k:": "100%", "sprd:": f"{view.spread:.3f}", "stable rank:": "406.74"}
+    shown = [heading for heading, cell in told.items() if cell in cells(text, "linear")]
+    assert shown == [heading for heading in told if any(line.startswith(heading) for line in text.splitlines())]
+    assert len(shown) == groups
+    assert "no norm for 19 of 20 layers: not asked for (norms=False)" in text
+    assert "left out: 19 BatchNorm2d: " in text
 
 
 def test_profile_says_at_which_k(undisturbed):
-    assert "resid., spread: at k = 0.3 of the terms" in pinch("profile", undisturbed.checkpoint, "--k-share", 0.3).out
+    assert "resid: residual at k = 0.3 of the terms" in pinch("profile", undisturbed.checkpoint, "--k-share", 0.3).out
     said = pinch("profile", undisturbed.checkpoint, "--target", 0.5).out
-    assert "resid., spread: at k = a tenth of the terms" in said
-    assert "k(target): the smallest k whose residual is at most 0.5, of all terms" in said
+    assert "resid: residual at k = a tenth of the terms" in said
+    assert "k: share of the terms that suffices for a residual of at most 0.5" in said
+
+
+def test_profile_of_a_bare_state_dict_tells_on_stderr_what_is_assumed(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file(cifar_resnet(Architecture(8, 4, 3, 5)).state_dict(), path)
+    said = pinch("profile", path, "--input-size", 8, "--json")
+    assert said.status == 0
+    assert said.err == (
+        "note: the tensors are taken for a CIFAR ResNet-8 of width 4 with 5 classes and option A shortcuts\n"
+        "note: the file gives no mean and std, so inputs are not normalised\n"
+    )
+    record = Profile.model_validate_json(said.out)
+    assert [layer.name for layer in record.layers][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert all(layer.l2_upper is not None for layer in record.layers)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs pinchpoint[vision]")
+def test_profile_of_a_network_of_timm():
+    said = pinch("profile", "timm:test_vit", "--input-size", 32)
+    assert said.status == 0
+    assert said.err.startswith("note: weights are random (seed 0); for trained ones write timm:test_vit@FILE\n")
+    assert len(cells(said.out, "head")) >= 6, "names are shown without the wrapper's own"
+    record = json.loads(pinch("profile", "timm:test_vit", "--input-size", "3x32x32", "--json").out)
+    assert record["layers"][-1]["name"] == "network.head"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("depth", [20, 32])
+def test_profile_of_the_trained_resnets(real_data, depth):
+    said = pinch("profile", real_data / f"cifar10_resnet{depth}.safetensors", "--json")
+    record = Profile.model_validate_json(said.out)
+    assert len(record.layers) == depth
+    assert all(layer.l2_lower <= layer.l2_upper for layer in record.layers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ("none",),
+            "but got none, where there is nothing; check the path, or write timm:none for the network of that name.",
+        ),
+        (("tmm:resnet18",), "but got tmm:resnet18; perhaps timm:resnet18 is meant."),
+        (
+            ("none", "--input-size", "big"),
+            "an input size is SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, but got big; ",
+        ),
+    ],
+)
+def test_profile_of_what_is_no_model_is_one_sentence(monkeypatch, tmp_path, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    assert text in pinch("profile", *arguments).error
 
 
 def test_profile_of_what_is_no_whole_checkpoint_is_one_sentence(undisturbed, tmp_path):
     assert "a checkpoint is a directory with model.safetensors and config.json, but got no config.json in" in (
-        pinch("profile", tmp_path / "none").error
+        pinch("profile", tmp_path).error
     )
     copy = tmp_path / "copy"
     shutil.copytree(undisturbed.checkpoint, copy)

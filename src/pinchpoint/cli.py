@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 import pinchpoint
 from pinchpoint.errors import PinchpointError
 
 if TYPE_CHECKING:
-    from pinchpoint.records import Profile, Summary
+    from pinchpoint.learn.source import Source
     from pinchpoint.study import Failure, StudyConfig, Task
 
 app = typer.Typer(
@@ -45,6 +44,17 @@ app.add_typer(study_app, name="study")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes that run models side by side.  [default: one a core, four at most]")
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint folder, a .safetensors file, or a name such as timm:resnet18.",
+        show_default=False,
+    ),
+]
+InputSize = Annotated[
+    str | None, typer.Option(help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own.")
 ]
 File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
 
@@ -131,34 +141,48 @@ def study_report(
 
 @app.command()
 def profile(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint folder: model.safetensors and config.json.", show_default=False)
-    ],
-    k_share: Annotated[float, typer.Option(help="Share of rows or singular values counted as dominant.")] = 0.1,
+    model: Model,
+    k_share: Annotated[float, typer.Option(help="Share of the terms counted as dominant.")] = 0.1,
     target: Annotated[float, typer.Option(help="Residual that the smallest sufficient k must reach.")] = 0.1,
+    input_size: InputSize = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how compressible each layer of a checkpoint is.
+    """Measure how compressible each layer of a model is.
 
-    [bold]residual[/bold] is the share of the row norms' (or singular values') sum outside the k largest: low means
-    compressible. [bold]spread[/bold] is how unequal those k are. [bold]k for[/bold] a residual says how many would do.
+    MODEL is a checkpoint folder; a .safetensors file with the state dict of
+    a CIFAR ResNet; or a network of a library (timm:NAME, torchvision:NAME,
+    open_clip:NAME) with random weights or, as timm:NAME@FILE, with those of
+    a local file.
+
+    [bold]residual[/bold] is the share of the sum outside the k largest terms: row norms,
+    singular values, entries or column norms. Low means compressible. [bold]k[/bold] says
+    how many would do, [bold]spread[/bold] how unequal they are. Norms are those of the
+    layers as operators on inputs of the given size.
     """
-    from pinchpoint.learn.checkpoint import load
     from pinchpoint.measure import profile as measure
+    from pinchpoint.tables import profile_parts
 
-    model, _ = load(checkpoint)
-    result = measure(model, k_share=k_share, target=target)
+    source = _open(model, input_size)
+    result = measure(source.model, k_share=k_share, target=target, input_shape=source.input_shape)
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    out.print(_profile_table(result, checkpoint))
-    typer.echo(
-        "resid., spread: at k = a tenth of the terms"
-        if k_share == 0.1
-        else f"resid., spread: at k = {k_share:g} of the terms"
-    )
-    typer.echo(f"k(target): the smallest k whose residual is at most {target:g}, of all terms")
-    typer.echo(f"network: neuron compressibility {result.neuron:.3f}, spectral compressibility {result.spectral:.3f}")
+    typer.echo(f"Compressibility of {source.name}")
+    for part in profile_parts(result, k_share, out.width):
+        if isinstance(part, str):
+            typer.echo(part)
+        else:
+            out.print(part)
+
+
+def _open(model: str, input_size: str | None) -> Source:
+    """The model, with what was assumed told on stderr."""
+    from pinchpoint.learn.source import open_model, parse_size
+
+    source = open_model(model, None if input_size is None else parse_size(input_size))
+    for note in source.notes:
+        err.print(f"note: {note}", soft_wrap=True)
+    return source
 
 
 def _folder(config: StudyConfig) -> Path:
@@ -194,15 +218,16 @@ def _run(config: StudyConfig, folder: Path, workers: int | None, as_json: bool) 
 def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json: bool) -> None:
     from pinchpoint.report.page import write
     from pinchpoint.study import Store, gather
+    from pinchpoint.tables import legend, summary_tables
 
     summary, runs = gather(config, Store(folder), failures)
     page = write(summary, runs, folder / "report.html")
     if as_json:
         typer.echo(summary.model_dump_json())
         return
-    for table in _summary_tables(summary):
+    for table in summary_tables(summary):
         out.print(table)
-    typer.echo(_legend(summary))
+    typer.echo(legend(summary))
     typer.echo(summary.headline)
     for note in summary.notes:
         typer.echo(f"note: {note}")
@@ -236,54 +261,6 @@ def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
     )
     with Progress(*columns, console=err, expand=True) as progress:
         yield _Watcher(progress, total, before, name)
-
-
-_COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_accuracy": "UA", "gap": "gap"}
-
-
-def _legend(summary: Summary) -> str:
-    budgets = [f"{norm} {eps:g}" for norm in ("linf", "l2") if (eps := summary.models[0].get(f"universal_eps_{norm}"))]
-    return (
-        "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
-        f"UA: under one universal perturbation ({', '.join(budgets)}); gap: adversarial minus clean loss.\n"
-    )
-
-
-def _summary_tables(summary: Summary) -> Iterator[Table]:
-    """One table a family, one line a level: means over seeds. Narrow enough for 80 columns."""
-    for family in summary.families:
-        eps = {norm: summary.models[0].get(f"eps_{norm}") for norm in ("linf", "l2")}
-        norms = [norm for norm, value in eps.items() if value is not None]
-        budgets = ", ".join(f"{norm} {eps[norm]:g}" for norm in norms)
-        title = f"{family.title} ({family.view} compressibility; {budgets})"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0)
-        table.add_column("level")
-        for heading in ("compr", "SA"):
-            table.add_column(heading, justify="right")
-        for norm in norms:
-            for heading in _COLUMNS.values():
-                table.add_column(f"{heading}\n{norm}", justify="right")
-        for level in family.levels:
-            keys = ["compressibility", "clean_accuracy", *(f"{key}_{norm}" for norm in norms for key in _COLUMNS)]
-            values = [level.mean.get(key) for key in keys]
-            table.add_row(level.label, *("-" if value is None else f"{value:.2f}" for value in values))
-        yield table
-
-
-def _profile_table(result: Profile, checkpoint: Path) -> Table:
-    table = Table(title=f"Compressibility of {checkpoint}", box=box.SIMPLE_HEAD, title_justify="left", padding=0)
-    table.add_column("layer")
-    for heading in ("shape", "eff.\nrank", "stable\nrank"):
-        table.add_column(heading, justify="right")
-    for name in ("neuron", "spect."):
-        for heading in (f"{name}\nresid.", f"{name}\nspread", f"{name}\nk({result.layers[0].neuron.target:g})"):
-            table.add_column(heading, justify="right")
-    for layer in result.layers:
-        cells = [layer.name, f"{layer.rows}x{layer.columns}", f"{layer.effective_rank:.1f}", f"{layer.stable_rank:.2f}"]
-        for view in (layer.neuron, layer.spectral):
-            cells += [f"{view.residual:.3f}", f"{view.spread:.3f}", f"{view.k_for_target}/{view.n}"]
-        table.add_row(*cells)
-    return table
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tens
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     handles = []
     for name, module in linear_modules(model):
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.modules.conv._ConvNd):
             continue
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:

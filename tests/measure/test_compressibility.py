@@ -13,9 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from oracles import compressibility as oracle
 from oracles.as_user import refused
+from oracles.matrices import matrices
 from pinchpoint.errors import ModelError
-from pinchpoint.measure import k_for_residual, residual, residual_curve, spread
-from pinchpoint.measure.compressibility import dominant_terms
+from pinchpoint.measure import k_for_residual, participation_ratio, pq_index, residual, residual_curve, spread
+from pinchpoint.measure.compressibility import dominant_terms, row_residuals, sorted_magnitudes
 
 finite = st.floats(-1e150, 1e150, allow_subnormal=False)
 ordinary = st.one_of(st.just(0.0), st.floats(1e-3, 1e3), st.floats(-1e3, -1e-3))
@@ -60,6 +61,26 @@ def test_scale_changes_nothing(theta, factor, q):
         assert spread(scaled, k).item() == pytest.approx(spread(tensor, k).item(), rel=1e-12, abs=1e-12)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    matrices(),
+    st.one_of(st.floats(1e-150, 1e150), st.sampled_from([1e-150, 1 / 3, -7.0, 1e150])),
+    st.data(),
+)
+def test_scale_changes_no_number_of_a_layer(matrix, factor, data):
+    """Every number of every view but the spectral one, which rests on singular values; that is in test_profile.py."""
+    top = np.abs(matrix).max()
+    matrix = matrix / top if top > 0 else matrix
+    matrix[np.abs(matrix) < 1e-150] = 0.0  # what the factor would push under the smallest number
+    tensor, scaled = torch.from_numpy(matrix), torch.from_numpy(matrix * factor)
+    k = data.draw(st.integers(1, matrix.shape[1]))
+    for number in (participation_ratio, pq_index, lambda x: row_residuals(x, k), lambda x: row_residuals(x, k, 2.0)):
+        torch.testing.assert_close(number(scaled), number(tensor), rtol=1e-12, atol=1e-12)
+    whole = [participation_ratio, pq_index, lambda x: residual_curve(x, 1.0), lambda x: spread(x, k)]
+    for number in whole:
+        torch.testing.assert_close(number(scaled.flatten()), number(tensor.flatten()), rtol=1e-12, atol=1e-12)
+
+
 def test_scale_changes_nothing_among_subnormals():
     """Multiples of the smallest number are exact, so the answers are too."""
     theta = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
@@ -94,6 +115,68 @@ def test_large_orders_do_not_underflow():
     """For q to infinity the residual tends to |theta|_(k+1) / |theta|_(1)."""
     curve = residual_curve(torch.tensor([1.0, -0.1, 0.01], dtype=torch.float64), 2000.0)
     assert curve.tolist() == pytest.approx([0.1, 0.01, 0.0], rel=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices(), orders, st.data())
+def test_row_residuals_are_each_rows_residual(matrix, q, data):
+    k = data.draw(st.integers(1, matrix.shape[1]))
+    expected = [oracle.residual(row, k, q) for row in matrix]
+    assert row_residuals(torch.from_numpy(matrix), k, q).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-150)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices())
+def test_participation_ratio_is_the_definition(matrix):
+    top = np.abs(matrix).max()
+    for row, found in zip(matrix, participation_ratio(torch.from_numpy(matrix)).tolist(), strict=True):
+        row = np.abs(row / top if top > 0 else row)
+        row = row / row.max() if row.max() > 0 else row
+        expected = math.fsum(row) ** 2 / math.fsum(row**2) if row.any() else 0.0
+        assert found == pytest.approx(expected, rel=1e-13)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float64, st.integers(1, 20), elements=ordinary), st.sampled_from([(0.5, 1.0), (1.0, 2.0), (0.25, 3.0)])
+)
+def test_pq_index_is_the_definition(theta, orders):
+    p, q = orders
+    found = pq_index(torch.from_numpy(theta), p, q).item()
+    if not theta.any():
+        assert found == 0.0
+        return
+    norm_p, norm_q = (math.fsum(np.abs(theta) ** order) ** (1 / order) for order in orders)
+    assert found == pytest.approx(1 - len(theta) ** (1 / q - 1 / p) * norm_p / norm_q, abs=1e-12)
+
+
+def test_pq_index_runs_from_equal_magnitudes_to_a_single_one():
+    assert pq_index(torch.full((7,), 3.0)).item() == pytest.approx(0.0, abs=1e-14)
+    assert pq_index(torch.tensor([0.0, 0.0, 5.0, 0.0, 0.0])).item() == pytest.approx(1 - 1 / 5, rel=1e-14)
+    assert pq_index(torch.zeros(3)).item() == 0.0
+
+
+def test_millions_of_entries_stay_accurate():
+    theta = np.random.default_rng(0).standard_normal(1_000_000)
+    down = np.sort(np.abs(theta))[::-1]
+    for k in (1, 1000, 100_000, 999_999):
+        expected = math.fsum(down[k:]) / math.fsum(down)
+        assert residual(torch.from_numpy(theta), k).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_is_measured_stays_as_it_was():
+    theta = torch.tensor([[2.0, -3.0, 1.0], [0.0, 5.0, -5.0]], dtype=torch.float64)
+    copy = theta.clone()
+    for positive in (theta, theta.abs(), theta.float().abs(), theta.mT):
+        before = positive.clone()
+        for number in (residual_curve, participation_ratio, pq_index, lambda x: row_residuals(x, 1)):
+            number(positive)
+        assert torch.equal(positive, before)
+    assert torch.equal(theta, copy)
+
+
+def test_sorted_magnitudes_descend_from_one():
+    assert sorted_magnitudes(torch.tensor([[2, -4, 1], [0, 0, 0]])).tolist() == [[1.0, 0.5, 0.25], [0.0, 0.0, 0.0]]
 
 
 def test_batches_are_row_by_row():
@@ -137,6 +220,10 @@ def test_what_is_refused():
     for q in (0.0, -1.0, math.nan, math.inf):
         with refused(ModelError, f"q must be positive and finite, but got {q}; use q=1 as the paper does."):
             residual_curve(theta, q)
+    for p, q in ((1.0, 1.0), (0.0, 1.0), (2.0, 1.0), (0.5, math.inf)):
+        text = f"the orders of a PQ index must be 0 < p < q, but got p={p:g}, q={q:g}; use p=0.5, q=1."
+        with refused(ModelError, text):
+            pq_index(theta, p, q)
     for target in (-0.1, 1.1, math.nan):
         with refused(ModelError, f"a target residual lies in [0, 1], but got {target}; try 0.1."):
             k_for_residual(theta, target)

@@ -7,25 +7,25 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles import compressibility as oracle
 from oracles.as_user import refused
-from oracles.matrices import make, matrices
+from oracles.matrices import KINDS, SCALES, make, matrices
 from oracles.networks import ORDER
 from pinchpoint.errors import ModelError
-from pinchpoint.measure import (
-    effective_rank,
-    operator_norm,
-    operator_norm_upper,
-    row_norms,
-    singular_values,
-    stable_rank,
+from pinchpoint.measure import operator_norm, operator_norm_upper, row_norms, singular_values
+from pinchpoint.measure.spectrum import (
+    EPS64,
+    column_norms,
+    frobenius_norm,
+    inflate,
+    spectral_norm_bounds,
+    times_up,
+    vector_norms,
 )
-from pinchpoint.measure.spectrum import frobenius_norm, inflate, times_up, vector_norms
 
 NORMS = ("linf", "l2")
 
@@ -37,7 +37,78 @@ def test_singular_values_row_norms_and_frobenius_norm(matrix):
     sigma = np.linalg.svd(matrix, compute_uv=False)
     np.testing.assert_allclose(singular_values(tensor).numpy(), sigma, rtol=1e-13, atol=1e-14 * sigma[0])
     np.testing.assert_allclose(row_norms(tensor).numpy(), oracle.row_norms(matrix), rtol=1e-14)
+    np.testing.assert_allclose(column_norms(tensor).numpy(), oracle.row_norms(matrix.T), rtol=1e-14)
     assert frobenius_norm(tensor) == pytest.approx(oracle.frobenius(matrix), rel=1e-14)
+
+
+@pytest.mark.parametrize("method", ["auto", "svd", "gram"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_singular_values_of_larger_matrices(kind, scale, method):
+    """SVD and auto to 1e-12 sigma_1 throughout; Gram to eps sigma_1^2 / (2 sigma), at worst the root of eps."""
+    for h, d in ((40, 90), (90, 40), (48, 48)):
+        matrix = make(kind, h, d, seed=5, scale=scale)
+        expected = oracle.singular_values(matrix)
+        error = np.abs(singular_values(torch.from_numpy(matrix), method).numpy() - expected)
+        if method == "gram":
+            squares = 32 * EPS64 * expected[0]
+            least = np.maximum(expected, np.sqrt(32 * EPS64) * expected[0])
+            allowed = squares * (expected[0] / np.maximum(least, 1e-300))
+            assert (error <= allowed).all()
+        else:
+            assert (error <= 1e-12 * expected[0]).all()
+
+
+def test_auto_takes_an_svd_where_gram_would_lose_small_values():
+    """Known spectrum from 1 down to 1e-10, between random orthogonal factors."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 64, generator=generator, dtype=torch.float64))[0] for n in (64, 80))
+    sigma = torch.logspace(0, -10, 64, dtype=torch.float64)
+    matrix = left @ torch.diag(sigma) @ right.mT
+    assert (singular_values(matrix) - sigma).abs().max() < 1e-14
+    assert (singular_values(matrix, "gram") - sigma).abs().max() > 1e-10
+
+
+def test_rows_and_columns_of_zeros_count_as_exact_zeros():
+    matrix = make("random", 60, 70, seed=2)
+    matrix[::3] = 0.0
+    matrix[:, ::2] = 0.0
+    for method in ("auto", "svd", "gram"):
+        found = singular_values(torch.from_numpy(matrix), method).numpy()
+        assert found.shape == (60,)
+        assert (found[35:] == 0.0).all()
+        assert (found[:35] > 0.0).all()
+        np.testing.assert_allclose(found, np.linalg.svd(matrix, compute_uv=False), atol=1e-12 * found[0])
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e-200])
+@pytest.mark.parametrize(("h", "d"), [(64, 1024), (1024, 64), (4, 4)])
+def test_bounds_on_the_spectral_norm_enclose_a_closed_form(h, d, value):
+    """h x d equal entries have the norm value * sqrt(h d), and Gram's sums round where the value is no power of two."""
+    matrix = torch.full((h, d), value, dtype=torch.float64)
+    exact = Fraction(value) * math.isqrt(h * d)
+    for method in ("auto", "svd", "gram"):
+        lower, upper = spectral_norm_bounds(singular_values(matrix, method), (h, d))
+        assert Fraction(lower) <= exact <= Fraction(upper)
+        assert upper <= lower * (1 + 1e-11)
+    assert Fraction(operator_norm_upper(matrix, "l2")) >= exact
+
+
+def test_bounds_on_the_spectral_norm_of_zeros():
+    assert spectral_norm_bounds(torch.zeros(3, dtype=torch.float64), (3, 4)) == (0.0, 0.0)
+
+
+def test_measuring_leaves_matrix_and_threads_as_they_were():
+    before = torch.get_num_threads()
+    matrix = torch.from_numpy(make("random", 40, 50, seed=0))
+    copy = matrix.clone()
+    torch.set_num_threads(2)
+    try:
+        singular_values(matrix)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(matrix, copy)
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,35 +144,6 @@ def test_upper_norms_hold_among_subnormals(scale):
     """There rounding is absolute: the exact norm sqrt(2) * scale may only be rounded up."""
     upper = operator_norm_upper(torch.full((1, 2), scale, dtype=torch.float64), "l2")
     assert Fraction(upper) ** 2 >= 2 * Fraction(scale) ** 2
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12))
-def test_ranks_are_the_closed_forms(values):
-    sigma = np.array(values)
-    entropy = scipy.stats.entropy(sigma)  # normalises
-    assert effective_rank(torch.from_numpy(sigma)) == pytest.approx(math.exp(entropy), rel=1e-12)
-    expected = math.fsum(sigma**2) / sigma.max() ** 2
-    assert stable_rank(torch.from_numpy(sigma)) == pytest.approx(expected, rel=1e-13)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-300, 1.7e308])
-@pytest.mark.parametrize("n", [1, 3, 50])
-def test_ranks_of_equal_values_count_them_at_any_scale(n, scale):
-    sigma = torch.full((n,), scale, dtype=torch.float64)
-    assert effective_rank(sigma) == pytest.approx(n, rel=1e-12)
-    assert stable_rank(sigma) == n
-
-
-def test_ranks_of_rank_one_and_zero():
-    one = singular_values(torch.from_numpy(make("rank one", 6, 5, seed=1)))
-    assert effective_rank(one) == pytest.approx(1.0, abs=1e-12)
-    assert stable_rank(one) == pytest.approx(1.0, abs=1e-12)
-    assert effective_rank(torch.zeros(3)) == stable_rank(torch.zeros(3)) == 0.0
-
-
-def test_ranks_of_half_precision_values_are_summed_in_float64():
-    assert effective_rank(torch.full((2000,), 60000.0, dtype=torch.float16)) == pytest.approx(2000, rel=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -156,5 +198,7 @@ def test_what_is_refused():
         text = f"weights must be real floating point numbers, but got {dtype}; convert the model, e.g. model.float()."
         with refused(ModelError, text):
             operator_norm(torch.ones(2, 2, dtype=dtype), "l2")
+    with refused(ModelError, "method must be one of auto, gram, svd, but got qr; leave it at auto."):
+        singular_values(torch.ones(2, 2), "qr")
     with refused(ModelError, "norm must be one of linf, l2, but got l1; write linf or l2."):
         operator_norm(torch.ones(2, 2), "l1")

@@ -55,7 +55,9 @@ def view(n: int, pressure: float, noise: random.Random) -> View:
     residual = sum(raw[k:]) / total
     return View(
         n=n, k=k, q=1.0, residual=residual, spread=1 - raw[k - 1] / raw[0], target=0.1, k_for_target=max(1, n - k),
+        participation_ratio=total**2 / sum(value**2 for value in raw), pq_index=0.3,
         ranks=ranks, values=[raw[rank - 1] / total for rank in ranks],
+        residuals=[sum(raw[rank:]) / total for rank in ranks],
     )  # fmt: skip
 
 
@@ -111,8 +113,11 @@ def run(family: dict[str, Any], level: int, seed: int, norms: list[Norm]) -> Run
     layers = [
         LayerProfile(
             name=name, kind="Linear", rows=rows, columns=columns, parameters=rows * columns, frobenius=6.0, matrix_linf=5.0,
-            matrix_l2=2.0, effective_rank=30.0, stable_rank=9.0, neuron=view(rows, pressure, noise),
-            spectral=view(min(rows, columns), pressure, noise),
+            matrix_l2=2.0, linf=5.0, l2_lower=1.99, l2_upper=2.01, norm_method="exact", norm_reason=None,
+            effective_rank=30.0, stable_rank=9.0, numerical_rank=64, rank_tolerance=1e-5, row_k=columns // 10,
+            row_residual_mean=0.5, row_residual_max=0.6, neuron=view(rows, pressure, noise),
+            spectral=view(min(rows, columns), pressure, noise), entrywise=view(rows * columns, pressure, noise),
+            column=view(columns, pressure, noise), head=None,
         )
         for name, rows, columns in SHAPES
     ]  # fmt: skip
@@ -120,7 +125,10 @@ def run(family: dict[str, Any], level: int, seed: int, norms: list[Norm]) -> Run
     skipped = [Skipped(name="norm", kind="LayerNorm", reason="not a linear operator")]
     audit = Audit(
         clean_accuracy=clean, samples=360, seconds={"attack": 1.2}, warnings=["certified radii are zero for 3 samples"],
-        profile=Profile(layers=layers, skipped=skipped, neuron=neuron, spectral=spectral),
+        profile=Profile(
+            layers=layers, skipped=skipped, neuron=neuron, spectral=spectral, entrywise=0.4, column=0.3,
+            weighted={"neuron": neuron, "spectral": spectral, "entrywise": 0.4, "column": 0.3},
+        ),
         bounds=[bounds(norm, pressure, noise) for norm in norms],
         robustness=[robustness(norm, pressure, clean, noise) for norm in norms],
         mechanism=[mechanism(norm, pressure, noise) for norm in norms],

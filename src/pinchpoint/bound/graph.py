@@ -164,8 +164,10 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         ) from None
     try:
         with _quietly(), torch.no_grad():
-            # an empty table keeps operations whole, and still turns in-place operations into pure ones
-            program: ExportedProgram = torch.export.export(model, (example,), strict=False).run_decompositions({})
+            program = torch.export.export(model, (example,), strict=False)
+            if any(_changes_its_input(item) for item in program.graph.nodes):
+                # an empty table keeps operations whole, and still turns in-place operations into pure ones
+                program = program.run_decompositions({})
             return program
     except Exception as error:
         raise ModelError(
@@ -312,6 +314,10 @@ class _Reader:
                     calls.setdefault(str(key), []).append(item)
                     break
         return {item: members for members in calls.values() for item in members}
+
+
+def _changes_its_input(item: fx.Node) -> bool:
+    return bool(getattr(getattr(item.target, "_schema", None), "is_mutable", False))
 
 
 def _operator_name(item: fx.Node) -> str:

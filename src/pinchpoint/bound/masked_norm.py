@@ -48,6 +48,7 @@ def masked_norm(first: Float[Tensor, "h d"], second: Float[Tensor, "m h"], norm:
     Raises:
         ModelError: where the shapes do not chain, or a matrix is empty or not finite.
 
+    >>> import torch
     >>> first, second = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0]])
     >>> result = masked_norm(first, second, "linf")  # either unit alone passes 1; both together cancel
     >>> round(result.lower, 9), round(result.upper, 9), result.exact

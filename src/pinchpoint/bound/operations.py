@@ -268,7 +268,12 @@ def _conv(call: Call) -> Operation:
 
 
 def _batch_norm(call: Call) -> Operation:
-    weight, _bias, _mean, variance, _momentum, eps = call.args[1:7]
+    if call.name == "batch_norm":
+        weight, _bias, _mean, variance, training, _momentum, eps = call.args[1:8]
+        if training or variance is None:
+            return Unbounded(call.name, "it normalises by the statistics of its batch")
+    else:
+        weight, _bias, _mean, variance, _momentum, eps = call.args[1:7]
     factor = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     return Scale(factor.reshape(1, -1, *(1,) * (len(call.shape) - 2)))
 
@@ -421,6 +426,7 @@ _RULES: dict[str, Callable[[Call], Operation]] = {
     "mm": _matmul,
     "addmm": _addmm,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv),
+    "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
     "add": _add,
     "sub": _add,
@@ -444,6 +450,5 @@ _REASONS = {
     "bmm": "a product of two values that depend on the input is not globally Lipschitz",
     "pow": "a power is not globally Lipschitz",
     "_native_batch_norm_legit": "it normalises by the statistics of its batch",
-    "batch_norm": "it normalises by the statistics of its batch",
     "einsum": "a product of two values that depend on the input is not globally Lipschitz",
 }

@@ -51,7 +51,7 @@ class Penalty(ABC):
         found = linear_modules(model)
         if not self.include_head:
             found = found[:-1]
-        if found and isinstance(found[0][1], nn.Conv2d):
+        if found and isinstance(found[0][1], nn.Conv1d | nn.Conv2d | nn.Conv3d):
             found = found[1:]
         if not found:
             raise ConfigError(

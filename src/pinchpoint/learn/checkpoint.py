@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pinchpoint.errors import CheckpointError, ModelError
-from pinchpoint.learn.models import ModelConfig, build
+from pinchpoint.learn.models import AnyModelConfig, build
 
 _TENSORS, _CONFIG = "model.safetensors", "config.json"
 
@@ -24,7 +24,7 @@ class CheckpointConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    model: ModelConfig
+    model: AnyModelConfig
     input_shape: tuple[Annotated[int, Field(ge=1)], ...]
     classes: int = Field(ge=2)
     data: str = ""

@@ -5,7 +5,8 @@ For theta in R^n and 1 <= k <= n, theta_k keeps the k largest magnitudes:
     residual(theta, k, q) = ||theta - theta_k||_q / ||theta||_q        (0 where theta = 0)
     spread(theta, k)      = 1 - |theta|_(k) / |theta|_(1)              (0 where theta = 0)
 
-Both are unchanged by theta -> c * theta. Everything runs in float64 and over the last dimension of a batch.
+Companions that need no k: the participation ratio and the PQ index. All are unchanged by theta -> c * theta.
+Everything runs in float64 and over the last dimension of a batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from pinchpoint.errors import ModelError
+from pinchpoint.measure.spectrum import vector_norms
 
 
 def sorted_magnitudes(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
@@ -25,18 +27,38 @@ def sorted_magnitudes(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch 
     Raises:
         ModelError: where theta is empty, complex, or holds NaN or infinite values.
     """
+    return ascending_magnitudes(theta).flip(-1)
+
+
+def ascending_magnitudes(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """``sorted_magnitudes`` the other way round: tails are sums from the left, and millions need no copies."""
+    magnitudes = _magnitudes(theta)
+    if magnitudes.is_cuda:
+        magnitudes = magnitudes.sort(dim=-1).values
+    else:
+        # NumPy's vectorised sort: 2.4 million numbers in 30 ms (float32: 18 ms) where torch's takes 290 ms
+        magnitudes.numpy().sort(axis=-1)
+    return _scale(magnitudes.to(torch.float64))
+
+
+def _magnitudes(theta: Tensor) -> Tensor:
+    """A fresh copy of |theta| in float32, where theta is that, or in float64."""
     if theta.ndim == 0 or theta.shape[-1] == 0:
         raise ModelError("theta must have at least one entry", f"shape {tuple(theta.shape)}", "give a non-empty vector")
     if theta.is_complex():
         raise ModelError("theta must be real", str(theta.dtype), "give magnitudes, e.g. theta.abs()")
-    magnitudes = theta.detach().to(torch.float64).abs()
-    if not bool(torch.isfinite(magnitudes).all()):
+    theta = theta.detach()
+    return (theta if theta.dtype == torch.float32 else theta.to(torch.float64)).abs().contiguous()
+
+
+def _scale(magnitudes: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """Divided in place by the largest, which must be finite; zero vectors stay zero."""
+    top = magnitudes.amax(dim=-1, keepdim=True)
+    if not bool(torch.isfinite(top).all()):
         raise ModelError(
             "weights must be finite", "NaN or infinite values", "check that training did not diverge before measuring"
         )
-    magnitudes = magnitudes.sort(dim=-1, descending=True).values
-    top = magnitudes[..., :1]
-    return magnitudes / torch.where(top > 0, top, torch.ones_like(top))
+    return magnitudes.div_(torch.where(top > 0, top, 1.0))
 
 
 def residual_curve(theta: Real[Tensor, "*batch n"], q: float = 1.0) -> Float[Tensor, "*batch n"]:
@@ -49,23 +71,24 @@ def residual_curve(theta: Real[Tensor, "*batch n"], q: float = 1.0) -> Float[Ten
     >>> residual_curve(torch.tensor([3.0, 0.0, -1.0])).tolist()
     [0.25, 0.0, 0.0]
     """
+    tails = tail_shares(ascending_magnitudes(theta), q)
+    return torch.cat([tails[..., :-1].flip(-1), torch.zeros_like(tails[..., :1])], dim=-1)
+
+
+def tail_shares(ascending: Float[Tensor, "*batch n"], q: float = 1.0) -> Float[Tensor, "*batch n"]:
+    """||the i smallest||_q / ||theta||_q for i = 1 ... n: the residual for k = n - i stands at i - 1.
+
+    ``ascending`` is what ``ascending_magnitudes`` returned.
+    """
     if not 0 < q < math.inf:
         raise ModelError("q must be positive and finite", q, "use q=1 as the paper does")
-    magnitudes = sorted_magnitudes(theta)
-    if q != 1:
-        return _residual_curve_in_logs(magnitudes, q)
-    tails = magnitudes.flip(-1).cumsum(-1).flip(-1)  # tails[k] = sum of what is left after the k largest
-    total = tails[..., :1]
-    left = torch.cat([tails[..., 1:], torch.zeros_like(total)], dim=-1)
-    return left / torch.where(total > 0, total, torch.ones_like(total))
-
-
-def _residual_curve_in_logs(magnitudes: Float[Tensor, "*batch n"], q: float) -> Float[Tensor, "*batch n"]:
-    """The same for any q: powers with a large q would underflow."""
-    tails = (q * magnitudes.log()).flip(-1).logcumsumexp(-1).flip(-1)
-    total = tails[..., :1]
-    shares = torch.where(total > -torch.inf, ((tails[..., 1:] - total) / q).exp(), 0.0)
-    return torch.cat([shares, torch.zeros_like(total)], dim=-1)
+    if q == 1:
+        tails = ascending.cumsum(-1)
+        total = tails[..., -1:].clone()
+        return tails.div_(torch.where(total > 0, total, 1.0))
+    tails = (q * ascending.log()).logcumsumexp(-1)  # powers with a large q would underflow
+    total = tails[..., -1:]
+    return torch.where(total > -torch.inf, ((tails - total) / q).exp(), 0.0)
 
 
 def residual(theta: Real[Tensor, "*batch n"], k: int, q: float = 1.0) -> Float[Tensor, "*batch"]:
@@ -102,6 +125,62 @@ def k_for_residual(theta: Real[Tensor, "*batch n"], target: float, q: float = 1.
     if not 0.0 <= target <= 1.0:
         raise ModelError("a target residual lies in [0, 1]", target, "try 0.1")
     return (residual_curve(theta, q) > target).sum(-1) + 1
+
+
+def row_residuals(matrix: Float[Tensor, "h d"], k: int, q: float = 1.0) -> Float[Tensor, "h"]:
+    """``residual`` of every row, by selecting the k largest of each instead of sorting.
+
+    >>> row_residuals(torch.tensor([[3.0, 0.0, -1.0], [0.0, 0.0, 0.0]]), k=1).tolist()
+    [0.25, 0.0]
+    """
+    _check_k(k, matrix.shape[-1])
+    magnitudes = _scale(_magnitudes(matrix).to(torch.float64))
+    whole = vector_norms(magnitudes, q)
+    rest = matrix.shape[-1] - k
+    if rest == 0:
+        return torch.zeros_like(whole)
+    if magnitudes.is_cuda:
+        smallest = magnitudes.topk(rest, dim=-1, largest=False, sorted=False).values
+    else:
+        magnitudes.numpy().partition(rest - 1, axis=-1)
+        smallest = magnitudes[:, :rest]
+    return vector_norms(smallest, q) / torch.where(whole > 0, whole, 1.0)
+
+
+def participation_ratio(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """(sum |theta|)^2 / sum theta^2: how many equal terms would be spread as much, 1 ... n; 0 for a zero vector.
+
+    The inverse participation ratio of physics, upside down, of the shares |theta| / sum |theta|.
+
+    >>> participation_ratio(torch.tensor([2.0, 2.0, -2.0, 0.0, 2.0])).item()
+    4.0
+    """
+    magnitudes = _scale(_magnitudes(theta).to(torch.float64))
+    root: Tensor = torch.linalg.vector_norm(magnitudes, dim=-1)
+    return (magnitudes.sum(-1) / torch.where(root > 0, root, 1.0)).square()
+
+
+def pq_index(theta: Real[Tensor, "*batch n"], p: float = 0.5, q: float = 1.0) -> Float[Tensor, "*batch"]:
+    """1 - n^(1/q - 1/p) ||theta||_p / ||theta||_q: 0 for equal magnitudes, up to 1 - n^(1/q - 1/p) for a single one.
+
+    Written with means, (mean |theta|^p)^(1/p) / (mean |theta|^q)^(1/q), so that no power of n overflows. It is not
+    defined for a zero vector; 0 stands there.
+
+    Args:
+        theta: magnitudes or signed values; batched over leading dimensions.
+        p: the lower order, 0 < p < q.
+        q: the higher one. The defaults are those of the authors' experiments.
+
+    Source: Diao et al., Pruning Deep Neural Networks from a Sparsity Perspective, ICLR 2023 (arXiv 2302.05601).
+
+    >>> pq_index(torch.tensor([1.0, 0.0, 0.0, 0.0])).item()
+    0.75
+    """
+    if not 0.0 < p < q < math.inf:
+        raise ModelError("the orders of a PQ index must be 0 < p < q", f"p={p:g}, q={q:g}", "use p=0.5, q=1")
+    magnitudes = _scale(_magnitudes(theta).to(torch.float64))
+    low, high = ((magnitudes**order).mean(-1) ** (1.0 / order) for order in (p, q))
+    return torch.where(high > 0, 1.0 - low / torch.where(high > 0, high, 1.0), 0.0)
 
 
 def dominant_terms(share: float, n: int) -> int:

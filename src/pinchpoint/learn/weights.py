@@ -1,0 +1,87 @@
+"""Tensors from a file, without running anything that is in it, and into a network, only where every one fits."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pinchpoint.errors import CheckpointError
+
+_COUNTER = ".num_batches_tracked"  # of batch normalisation; old files lack it, and eval mode does not read it
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name and the file's metadata: from safetensors, or from what ``torch.load(weights_only=True)`` takes.
+
+    A state dict under ``state_dict`` or ``model`` is found, and the ``module.`` of DataParallel is dropped.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError("a file of weights must be there", str(path), "check the path")
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} must be a whole safetensors file", str(error), "copy or download it again"
+            ) from None
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} must be a whole file of tensors, as torch.save(model.state_dict()) writes it",
+                (str(error) or type(error).__name__).splitlines()[0],
+                "save the state dict again, best as .safetensors",
+            ) from None
+        for key in ("state_dict", "model"):
+            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+                content = content[key]
+    tensors: dict[str, Tensor] = dict(content) if isinstance(content, Mapping) else {}
+    odd = [f"{name}, a {type(value).__name__}" for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if odd or not tensors:
+        raise CheckpointError(
+            f"{path} must hold named tensors and nothing else",
+            odd[0] if odd else f"a {type(content).__name__} without any",
+            "save model.state_dict() alone",
+        )
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors, metadata
+
+
+def put(tensors: Mapping[str, Tensor], network: nn.Module, where: str, remedy: str) -> None:
+    """Load the tensors into the network; names and shapes must match.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, too many, of another shape or kind of number.
+    """
+    wanted, found = _described(network.state_dict()), _described(tensors)
+    for name in dict.fromkeys((*wanted, *found)):
+        if wanted.get(name) != found.get(name) and not (name.endswith(_COUNTER) and name not in found):
+            raise CheckpointError(
+                f"the tensors in {where} must fit the network, which has {name} {wanted.get(name, 'nowhere')}",
+                f"{name} {found.get(name, 'missing')}",
+                remedy,
+            )
+    network.load_state_dict(tensors, strict=False)  # nothing but counters can be missing now
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {
+        name: f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' {tensor.dtype}'.replace('torch.', '')}"
+        for name, tensor in tensors.items()
+    }
