@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pinchpoint.attack import Threat, apgd, pgd, universal
-    from pinchpoint.bound import certified_radii, gap_bound, lipschitz, structure_scale
+    from pinchpoint.bound import alignment, certified_radii, gap_bound, lipschitz, margins, structure_scale
     from pinchpoint.errors import PinchpointError
     from pinchpoint.evaluate import robust_accuracy, robust_curve
     from pinchpoint.measure import k_for_residual, layers, profile, residual, spread
@@ -23,7 +23,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "attack": ("Threat", "apgd", "pgd", "universal"),
-    "bound": ("certified_radii", "gap_bound", "lipschitz", "structure_scale"),
+    "bound": ("alignment", "certified_radii", "gap_bound", "lipschitz", "margins", "structure_scale"),
     "errors": ("PinchpointError",),
     "evaluate": ("robust_accuracy", "robust_curve"),
     "measure": ("k_for_residual", "layers", "profile", "residual", "spread"),
@@ -33,12 +33,14 @@ __all__ = [
     "PinchpointError",
     "Threat",
     "__version__",
+    "alignment",
     "apgd",
     "certified_radii",
     "gap_bound",
     "k_for_residual",
     "layers",
     "lipschitz",
+    "margins",
     "pgd",
     "profile",
     "residual",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat
 from pinchpoint.bound import (
     certified_accuracy,
-    certified_radii,
     encoder,
-    gap_bound,
+    gap_bound_from_margins,
     head_factor,
     lipschitz,
+    margins,
+    radii_from_margins,
     structure_scale,
+    trace,
 )
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.evaluate import (
@@ -32,8 +35,8 @@ from pinchpoint.evaluate import (
 )
 from pinchpoint.learn.data import Dataset
 from pinchpoint.measure import profile
-from pinchpoint.measure.layers import float64_copy, layers, matrix64
-from pinchpoint.mechanism import trace
+from pinchpoint.measure.layers import float64_copy, layers
+from pinchpoint.mechanism import trace as trace_mechanism
 from pinchpoint.records import (
     Audit,
     Bounds,
@@ -83,6 +86,7 @@ class AuditConfig(BaseModel):
     universal_steps: int = Field(default=200, ge=1)
     samples: int | None = Field(default=None, ge=1, description="attack the first n test samples; all where null")
     jacobian_samples: int = Field(default=16, ge=0, description="points at which the lower Lipschitz bound is sampled")
+    bound_steps: int = Field(default=100, ge=0, description="optimisation steps of each certified bound")
     k_share: float = Field(default=0.1, gt=0, le=1, description="share of terms counted as dominant")
     target: float = Field(default=0.1, ge=0, le=1, description="residual that k_for_target reaches")
 
@@ -177,25 +181,33 @@ def _bound(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig
 ) -> tuple[Bounds, Tensor, float]:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64."""
-    features, head_module = encoder(model)
-    head = matrix64(head_module)
-    assert head is not None  # encoder() returned a linear head
-    product = lipschitz(features, norm=threat.norm, method="product", inputs=x[: config.jacobian_samples])
-    structured = lipschitz(features, norm=threat.norm, method="structure")
+    network = trace(model, x.shape[1:])
+    features, head = encoder(network)
+    points, steps = x[: config.jacobian_samples], config.bound_steps
+    tightest = lipschitz(features, norm=threat.norm, inputs=points, budget_s=math.inf, steps=steps)
+    try:
+        structured = lipschitz(features, norm=threat.norm, method="structure", inputs=points[:1]).upper
+    except ModelError:  # a layer is too large to be written out
+        structured = None
+    constants = margins(network, norm=threat.norm, budget_s=math.inf, steps=steps).upper
     logits = logits_of(float64_copy(model).to(x.device), x.double())
-    radii = certified_radii(logits, y, product.upper, head, threat.norm)
+    radii = radii_from_margins(logits, y, constants)
     certified = radii[radii > 0]
     record = Bounds(
         norm=threat.norm,
-        lipschitz=product.upper,
-        lipschitz_structure=structured.upper,
-        lipschitz_lower=product.lower,
+        lipschitz=tightest.upper,
+        lipschitz_method=tightest.method,
+        lipschitz_product=tightest.uppers["product"],
+        lipschitz_structure=structured,
+        lipschitz_lower=tightest.lower,
         head_factor=head_factor(head, y, threat.norm),
-        layers=[_layer_bound(layer.name, layer.matrix, threat.norm) for layer in layers(model)],
+        layers=[
+            _layer_bound(layer.name, layer.matrix, threat.norm) for layer in layers(model) if layer.diagonal is None
+        ],
         median_radius=float(certified.median()) if len(certified) else None,
-        assumptions=list(product.assumptions),
+        assumptions=list(tightest.assumptions),
     )
-    return record, radii, gap_bound(product.upper, head, y, threat.eps, threat.norm)
+    return record, radii, gap_bound_from_margins(constants, y, threat.eps)
 
 
 def _layer_bound(name: str, matrix: Tensor, norm: Norm) -> LayerBound:
@@ -271,7 +283,7 @@ def _explain(
 ) -> list[Mechanism]:
     """Mechanism of the perturbations that raised the loss most."""
     try:
-        steps = trace(model, x, where, k_share=config.k_share)
+        steps = trace_mechanism(model, x, where, k_share=config.k_share)
     except ModelError as error:
         warnings.append(f"no mechanism in {threat.norm}: {error}")
         return []

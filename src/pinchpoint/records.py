@@ -152,13 +152,16 @@ class LayerBound(Record):
 class Bounds(Record):
     """Certified numbers for one norm: they hold for every input, under ``assumptions``.
 
-    ``lipschitz_lower <= true encoder constant <= lipschitz <= lipschitz_structure``. ``median_radius`` is over the
-    correctly classified samples.
+    ``lipschitz_lower <= true encoder constant <= lipschitz <= lipschitz_product <= lipschitz_structure``;
+    ``lipschitz_method`` names the bound that ``lipschitz`` is; ``lipschitz_structure`` is None where a layer is too large
+    to be written out. ``median_radius`` is over the correctly classified samples.
     """
 
     norm: Norm
     lipschitz: float
-    lipschitz_structure: float
+    lipschitz_method: str = "product"
+    lipschitz_product: float | None = None
+    lipschitz_structure: float | None
     lipschitz_lower: float
     head_factor: float
     layers: list[LayerBound]

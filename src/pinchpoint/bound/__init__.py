@@ -3,12 +3,14 @@
 from pinchpoint.bound.alignment import Alignment, alignment
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.lipschitz import Lipschitz, Margins, encoder, lipschitz, margins
+from pinchpoint.bound.local import local_margins, locally_certified
 from pinchpoint.bound.operations import HasLipschitz
 from pinchpoint.bound.robustness import (
     certified_accuracy,
     certified_radii,
     gap_bound,
     gap_bound_binary,
+    gap_bound_from_margins,
     head_factor,
     radii_from_margins,
 )
@@ -27,8 +29,11 @@ __all__ = [
     "encoder",
     "gap_bound",
     "gap_bound_binary",
+    "gap_bound_from_margins",
     "head_factor",
     "lipschitz",
+    "local_margins",
+    "locally_certified",
     "margins",
     "radii_from_margins",
     "structure_curve",

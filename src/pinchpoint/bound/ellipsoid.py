@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -87,6 +87,7 @@ class Ellipsoid:
     steps: int
 
 
+Narrow = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 Goal = Literal["whole", "largest row", "pairs"]
 
 
@@ -126,7 +127,7 @@ def ellipsoid_bound(
     while done < most and time.perf_counter() - begin < seconds:
         optimiser.zero_grad()
         loss = problem.loss(parameters, goal)
-        if not bool(torch.isfinite(loss)):  # a zero network: nothing to improve
+        if not (bool(torch.isfinite(loss)) and loss.requires_grad):  # zero, or linear: nothing to improve
             break
         if loss.detach() < best_loss:
             best_loss, best = loss.detach().item(), [parameter.detach().clone() for parameter in parameters]
@@ -136,6 +137,44 @@ def ellipsoid_bound(
         optimiser.step()
         done += 1
     return Ellipsoid(problem.certify(best), fast, done)
+
+
+@torch.no_grad()
+def narrowed(steps: Sequence[Step], norm: Norm, radius: float, narrow: Narrow) -> list[Step]:
+    """Steps with the slopes that can occur on a ball: those of units that cannot change sides there are known.
+
+    Args:
+        steps: layers, first to last.
+        norm: of the ball.
+        radius: of the ball.
+        narrow: given the place of a step and how far each entry of its z can move from its value at the centre, the
+            slopes that can occur.
+
+    Each entry moves at most as far as the ellipsoid of z allows, and as intervals allow.
+    """
+    found: list[Step] = []
+    size = steps[0].matrix.shape[1] if steps else 1
+    shape, scale = _first_shape(norm, torch.zeros(size, dtype=torch.float64, device=_device(steps))), 1.0
+    box = torch.full((size,), radius, dtype=torch.float64, device=shape.device)
+    for place, step in enumerate(steps):
+        top = _top(step.matrix)
+        scaled = replace(step, matrix=step.matrix / top, error=inflate(step.error / top, 1))
+        form = _mapped(scaled.matrix, shape, scaled.error)
+        scale = times_up(scale, top)
+        within = form.diagonal().clamp(min=0.0).sqrt() * (1.0 + 8.0 * EPS64) * times_up(scale, radius)
+        boxed = (step.matrix.abs() @ box + step.error * box.norm()) * (1.0 + 8.0 * size * EPS64)
+        reach = torch.minimum(within, boxed)
+        low, high = narrow(place, reach)
+        found.append(replace(step, low=low, high=high))
+        start = shape.new_zeros(len(low)), shape.new_zeros(())
+        shape = _activated(form, replace(scaled, low=low, high=high), *start, certified=True)
+        box = reach * torch.maximum(low.abs(), high.abs())
+        size = len(box)
+    return found
+
+
+def _device(steps: Sequence[Step]) -> torch.device:
+    return steps[0].matrix.device if steps else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -187,18 +226,19 @@ class _Problem:
 
     def _propagate(self, parameters: Sequence[Tensor], *, certified: bool) -> Tensor:
         """Y, the shape matrix of the differences of the state before the last map."""
-        shape = self.first_shape(parameters[-1])
+        shape = _first_shape(self.norm, parameters[-1])
         for step, log_t, size in zip(self.steps, parameters[0:-1:2], parameters[1:-1:2], strict=True):
             form = _mapped(step.matrix, shape, step.error) if certified else _form(step.matrix, shape)
             shape = _activated(form, step, log_t, size, certified=certified)
         return shape
 
-    def first_shape(self, weights: Tensor) -> Tensor:
-        """An ellipsoid around the unit ball."""
-        if self.norm == "l2":
-            return torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
-        shares = weights.softmax(0)
-        return torch.diag(shares.sum() * (1.0 + 4.0 * len(weights) * EPS64) / shares)
+
+def _first_shape(norm: Norm, weights: Tensor) -> Tensor:
+    """An ellipsoid around the unit ball."""
+    if norm == "l2":
+        return torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
+    shares = weights.softmax(0)
+    return torch.diag(shares.sum() * (1.0 + 4.0 * len(weights) * EPS64) / shares)
 
 
 def _activated(form: Tensor, step: Step, log_t: Tensor, size: Tensor, *, certified: bool) -> Tensor:

@@ -36,6 +36,7 @@ class Node:
         inputs: indices of the nodes it reads.
         shape: of its value, with the leading batch dimension of 1.
         run: computes it, with all constants bound.
+        device: where its value is.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Node:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     run: Callable[..., Tensor]
+    device: torch.device
 
     @property
     def size(self) -> int:
@@ -118,9 +120,20 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None = None) -> Network
         raise ModelError("a model must be a torch.nn.Module", type(model).__name__, "load the checkpoint first")
     shape = tuple(input_shape) if input_shape is not None else _shape_of_input(model)
     copied = float64_copy(model)
+    _check_finite(copied)
     device = next((tensor.device for tensor in copied.state_dict().values()), torch.device("cpu"))
     program = _export(copied, torch.zeros(1, *shape, dtype=torch.float64, device=device))
     return Network(_Reader(copied, program).read(), device)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                "weights must be finite",
+                f"NaN or infinite values in '{name}'",
+                "check that training did not diverge before measuring",
+            )
 
 
 def _shape_of_input(model: nn.Module) -> tuple[int, ...]:
@@ -182,7 +195,7 @@ class _Reader:
 
     def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
         self.program = program
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.constants: dict[fx.Node, Any] = {}
         self.index: dict[fx.Node, int] = {}
         self.nodes: list[Node] = []
@@ -218,12 +231,12 @@ class _Reader:
         sources = self._sources([item])
         value = item.meta.get("val")
         if not sources:
-            with torch.no_grad():
-                self.constants[item] = self._evaluate(item, {})
+            self.constants[item] = self._constant(item)
         elif isinstance(value, Tensor):
             through = [*(parent for parent in item.all_input_nodes if self._is_several(parent)), item]
             sources = self._sources(through)
             run = partial(self._evaluate_all, through, sources)
+            reads = [source for source in through[0].all_input_nodes if source not in self.constants]
             call = Call(
                 name=_operator_name(through[0]),
                 args=fx.map_arg(through[0].args, self.constants.get),
@@ -235,6 +248,21 @@ class _Reader:
                 run=run,
             )
             self._add(item, understand(call), sources, run)
+
+    def _constant(self, item: fx.Node) -> Any:
+        with torch.no_grad():
+            value = self._evaluate(item, {})
+            if torch.Tag.nondeterministic_seeded not in getattr(item.target, "tags", ()):
+                return value
+            again = self._evaluate(item, {})
+        if not isinstance(value, Tensor) or not torch.equal(value, again):
+            path, kind = _module(item)
+            raise ModelError(
+                "a certified bound needs a model that computes the same at every call",
+                f"{_operator_name(item)}, which is random, in {kind} at '{path or 'the top level'}'",
+                "take the noise out of forward",
+            )
+        return value
 
     def _known(self, members: list[fx.Node]) -> None:
         """A module that knows its own constant becomes one node."""
@@ -253,18 +281,28 @@ class _Reader:
 
     def _finish(self, item: fx.Node) -> None:
         results = item.args[0]
-        if (
-            not isinstance(results, tuple)
-            or len(results) != 1
-            or not isinstance(results[0], fx.Node)
-            or results[0] not in self.index
-        ):
+        assert isinstance(results, tuple)  # so torch.export has it
+        specs = list(zip(results, self.program.graph_signature.output_specs, strict=True))
+        if changed := [spec.target for _, spec in specs if spec.kind is OutputKind.BUFFER_MUTATION]:
+            raise ModelError(
+                "a certified bound needs a model that computes the same at every call",
+                f"a forward pass that changes its buffer '{changed[0]}'",
+                "keep state out of forward",
+            )
+        found = [result for result, spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+        if len(found) != 1 or not isinstance(found[0], fx.Node) or found[0] not in self.index:
             raise ModelError(
                 "a model must return one tensor that depends on its input",
-                f"{len(results) if isinstance(results, tuple) else 0} outputs",
+                "one that does not" if len(found) == 1 else f"{len(found)} outputs",
                 "wrap it in a module that returns the logits",
             )
-        last = self.index[results[0]]
+        last = self.index[found[0]]
+        if self.nodes[last].shape[:1] != (1,):
+            raise ModelError(
+                "a model must give one output for each input of a batch",
+                f"shape {self.nodes[last].shape} for one input",
+                "check input_shape, and keep the first dimension in forward",
+            )
         needed = {last}
         for index in range(last, -1, -1):
             if index in needed:
@@ -281,7 +319,8 @@ class _Reader:
         self.index[item] = len(self.nodes)
         inputs = tuple(self.index[source] for source in sources)
         path, kind = _module(item)
-        self.nodes.append(Node(path, kind, operation, inputs, tuple(item.meta["val"].shape), run))
+        value = item.meta["val"]
+        self.nodes.append(Node(path, kind, operation, inputs, tuple(value.shape), run, value.device))
 
     def _sources(self, items: list[fx.Node]) -> list[fx.Node]:
         """What these read that depends on the input, each once."""
@@ -310,10 +349,15 @@ class _Reader:
         calls: dict[str, list[fx.Node]] = {}
         for item in self.program.graph.nodes:
             for key, (path, _) in item.meta.get("nn_module_stack", {}).items():
-                if item.op == "call_function" and isinstance(self.modules.get(_plain(path)), HasLipschitz):
+                if item.op == "call_function" and _vouches(self.modules.get(_plain(path))):
                     calls.setdefault(str(key), []).append(item)
                     break
         return {item: members for members in calls.values() for item in members}
+
+
+def _vouches(module: nn.Module | None) -> bool:
+    """Whether a module knows its constant, and no hook changes what it does."""
+    return isinstance(module, HasLipschitz) and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _changes_its_input(item: fx.Node) -> bool:

@@ -86,7 +86,7 @@ def encoder(
     >>> features.nodes[-1].shape, tuple(head.shape)
     ((1, 3), (2, 3))
     """
-    network = _network(model, input_shape)
+    network = as_network(model, input_shape)
     nodes = list(network.nodes)
     while nodes[-1].keeps_values:
         nodes.pop()
@@ -108,6 +108,7 @@ def lipschitz(
     inputs: Float[Tensor, "batch *shape"] | None = None,
     input_shape: Sequence[int] | None = None,
     budget_s: float = 10.0,
+    steps: int = 150,
 ) -> Lipschitz:
     """Bracket the Lipschitz constant of a network, from l_p to l_p.
 
@@ -118,6 +119,8 @@ def lipschitz(
         inputs: points at which the lower bound starts; 16 random ones in [0, 1] where None.
         input_shape: of one input; taken from ``inputs``, or from a fully connected first layer, where None.
         budget_s: seconds after which no further sharpening begins. What must be computed (norms, one pass) always is.
+        steps: of each optimisation, at most; 0 leaves out first-order bounds and ascent. Where the budget is not used up,
+            two calls give the same numbers.
 
     Raises:
         ModelError: for operations that cannot be bounded, by name, or a method that does not apply.
@@ -139,13 +142,14 @@ def lipschitz(
         raise ModelError("budget_s must be zero or more seconds", budget_s, "try 10")
     start = time.perf_counter()
     shape = inputs.shape[1:] if input_shape is None and inputs is not None else input_shape
-    network = _network(model, shape)
+    network = as_network(model, shape)
     points = starting_points(network, inputs)
-    uppers = _uppers(network, norm, method, 0.75 * budget_s)
+    uppers = _uppers(network, norm, method, 0.75 * budget_s, steps)
     best = min(uppers, key=lambda name: uppers[name])
     _, low = sampled(network, points, norm)
     left = start + budget_s - time.perf_counter()
-    lower = max(low, ascended(network, points, norm, seconds=left)) if method == "tightest" else low
+    climb = method == "tightest" and steps > 0
+    lower = max(low, ascended(network, points, norm, steps=steps, seconds=left)) if climb else low
     return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)
 
 
@@ -155,6 +159,7 @@ def margins(
     norm: Norm,
     input_shape: Sequence[int] | None = None,
     budget_s: float = 10.0,
+    steps: int = 150,
 ) -> Margins:
     """Certified constants of all differences of two logits, from l_p to the real line; for certified radii.
 
@@ -171,25 +176,26 @@ def margins(
     """
     check_norm(norm)
     start = time.perf_counter()
-    network = _network(model, input_shape)
+    network = as_network(model, input_shape)
     features, head = encoder(network)
     items, before = items_of(network), items_of(features)
-    upper = _times(dual_differences(head, norm), propagate(before, norm))
+    upper = scaled_up(dual_differences(head, norm), propagate(before, norm))
     parts = stretches(items)
     for other in ("l2", "linf") if norm == "linf" else ("l2",):
         factor = _equivalence(network) if other != norm else 1.0
-        found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1))
-        upper = torch.minimum(upper, _times(found, factor))
-        known = _uppers(features, other, "tightest", 0.0)
-        upper = torch.minimum(upper, _times(dual_differences(head, other), times_up(min(known.values()), factor)))
+        found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1), steps)
+        upper = torch.minimum(upper, scaled_up(found, factor))
+        known = _uppers(features, other, "tightest", 0.0, 0)
+        upper = torch.minimum(upper, scaled_up(dual_differences(head, other), times_up(min(known.values()), factor)))
     return Margins(norm, upper, time.perf_counter() - start, ASSUMPTIONS)
 
 
-def _network(model: nn.Module | Network, input_shape: Sequence[int] | None) -> Network:
+def as_network(model: nn.Module | Network, input_shape: Sequence[int] | None) -> Network:
+    """A module traced; a network as it is."""
     return model if isinstance(model, Network) else trace(model, input_shape)
 
 
-def _uppers(network: Network, norm: Norm, method: Method, seconds: float) -> dict[Method, float]:
+def _uppers(network: Network, norm: Norm, method: Method, seconds: float, steps: int) -> dict[Method, float]:
     """Certified bounds by method: the one asked for, or all that fit into the time."""
     items = items_of(network)
     all_of_them = method == "tightest"
@@ -201,14 +207,14 @@ def _uppers(network: Network, norm: Norm, method: Method, seconds: float) -> dic
     if method == "alignment":
         found["alignment"] = propagate(items, norm, pair_factor=lambda first, second: _factor(first, second, norm))
     if all_of_them or method in ("fast", "first-order"):
-        share = 0.0 if method == "fast" else seconds / (2.0 if norm == "linf" else 1.0)
-        fast, sharpened = _by_ellipsoid(items, norm, share)
+        share = seconds / 2.0 if all_of_them and norm == "linf" else seconds
+        fast, sharpened = _by_ellipsoid(items, norm, share, 0 if method == "fast" else steps)
         if method != "first-order":
             found["fast"] = fast
-        if method != "fast" and share > 0:
+        if method == "first-order" or (all_of_them and steps > 0):
             found["first-order"] = sharpened
     if norm == "linf" and (all_of_them or method == "equivalence"):
-        others = _uppers(network, "l2", "tightest", seconds / 2.0)
+        others = _uppers(network, "l2", "tightest", seconds / 2.0, steps)
         found["equivalence"] = times_up(_equivalence(network), min(others.values()))
     if not found:
         raise ModelError(
@@ -217,7 +223,7 @@ def _uppers(network: Network, norm: Norm, method: Method, seconds: float) -> dic
     return found
 
 
-def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float) -> tuple[float, float]:
+def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float, steps: int) -> tuple[float, float]:
     """The fast and the first-order constant: stretch by stretch, with the product where a stretch has no state space."""
     fast = sharpened = 1.0
     parts = stretches(items)
@@ -232,7 +238,7 @@ def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float) -> tuple[fl
             share = max(0.0, end - time.perf_counter()) / left
             left -= 1
             found = ellipsoid_bound(
-                states.steps, states.last.entries, norm, goal=goal, error=states.last.error, seconds=share
+                states.steps, states.last.entries, norm, goal=goal, error=states.last.error, seconds=share, most=steps
             )
             forms = found.fast, found.best
             constants = [form.whole() if norm == "l2" else float(form.rows().max()) for form in forms]
@@ -241,7 +247,9 @@ def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float) -> tuple[fl
     return fast, sharpened
 
 
-def _margins_by_ellipsoid(items: Sequence[Item], parts: Sequence[Stretch], norm: Norm, seconds: float) -> Tensor:
+def _margins_by_ellipsoid(
+    items: Sequence[Item], parts: Sequence[Stretch], norm: Norm, seconds: float, steps: int
+) -> Tensor:
     """Constants of differences of outputs: the last stretch by ellipsoids, what lies before it by its constant."""
     last = parts[-1]
     classes = items[-1].size
@@ -252,12 +260,12 @@ def _margins_by_ellipsoid(items: Sequence[Item], parts: Sequence[Stretch], norm:
     for part in parts[:-1]:
         before = times_up(before, propagate(items, norm, first=part.first, last=part.last))
     found = ellipsoid_bound(
-        states.steps, states.last.entries, norm, goal="pairs", error=states.last.error, seconds=seconds
+        states.steps, states.last.entries, norm, goal="pairs", error=states.last.error, seconds=seconds, most=steps
     )
-    return _times(torch.minimum(found.best.pairs(), found.fast.pairs()).cpu(), before)
+    return scaled_up(torch.minimum(found.best.pairs(), found.fast.pairs()).cpu(), before)
 
 
-def _times(constants: Tensor, factor: float) -> Tensor:
+def scaled_up(constants: Tensor, factor: float) -> Tensor:
     """Entrywise product, rounded up; a factor of infinity leaves zeros alone."""
     raised = (constants * factor).nextafter(torch.full_like(constants, torch.inf))
     return torch.where(constants > 0, raised, 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -108,8 +109,8 @@ def _steepest(gradient: Tensor, before: Tensor, norm: Norm, dims: tuple[int, ...
     """Unit directions of steepest ascent; the direction before, where there is no gradient."""
     if norm == "linf":
         return torch.where(gradient == 0, before.sign(), gradient.sign())
-    length = gradient.norm(dim=dims, keepdim=True)
-    old = before / before.norm(dim=dims, keepdim=True)
+    length = torch.linalg.vector_norm(gradient, dim=dims, keepdim=True)
+    old = before / torch.linalg.vector_norm(before, dim=dims, keepdim=True)
     return torch.where(length > 0, gradient / length.clamp(min=1e-300), old)
 
 
@@ -143,18 +144,22 @@ def _top_directions(network: Network, points: Tensor, norm: Norm) -> Tensor:
     return v
 
 
-def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
-    """The output at a point, and by how much rounding can have moved any entry of it."""
-    items, values = items_of(network), network.values(point)
-    off = {0: 0.0}
-    for index, item in enumerate(items[1:], start=1):
-        before = [off[source] for source in item.inputs]
+def rounding(network: Network, values: Sequence[Tensor]) -> list[float]:
+    """For each item, by how much rounding can have moved any entry of its value."""
+    items = items_of(network)
+    off = [0.0]
+    for item in items[1:]:
         value = values[item.node]
-        enlarged = _enlarged(item, before)
-        ones = _enlarged(item, [float(values[items[source].node].abs().max()) for source in item.inputs])
+        enlarged = _enlarged(item, [off[source] for source in item.inputs])
+        reach = _enlarged(item, [float(values[items[source].node].abs().max()) for source in item.inputs])
         read = sum(items[source].size for source in item.inputs)
-        off[index] = enlarged + 8.0 * (read + item.size) * EPS64 * (ones + float(value.abs().max()))
-    return values[-1], off[len(items) - 1]
+        off.append(enlarged + 8.0 * (read + item.size) * EPS64 * (reach + float(value.abs().max())))
+    return off
+
+
+def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
+    values = network.values(point)
+    return values[-1], rounding(network, values)[-1]
 
 
 def _enlarged(item: Item, sizes: list[float]) -> float:

@@ -93,10 +93,14 @@ class Join:
 
 @dataclass(frozen=True)
 class Slope:
-    """Elementwise, with difference quotients in [low, high]: numbers, or tensors that broadcast to the value's shape."""
+    """Elementwise, with difference quotients in [low, high]: numbers, or tensors that broadcast to the value's shape.
+
+    ``sides`` are the slopes left and right of zero, of a function that is straight on both sides.
+    """
 
     low: float | Tensor
     high: float | Tensor
+    sides: tuple[float | Tensor, float | Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def understand(call: Call) -> Operation:
         return Positive(_POSITIVE[call.name])
     if call.name in _SLOPES:
         low, high = _SLOPES[call.name]
-        return Slope(low, high)
+        return Slope(low, high, _STRAIGHT.get(call.name))
     rule = _RULES.get(call.name)
     if rule is None:
         return Unbounded(call.name, _REASONS.get(call.name, "no constant is known for it"))
@@ -164,7 +168,7 @@ def _slope_of_gelu(call: Call) -> Operation:
 
 def _leaky(call: Call) -> Operation:
     slope = float(call.option(1, "negative_slope", 0.01))
-    return Slope(min(slope, 1.0), max(slope, 1.0))
+    return Slope(min(slope, 1.0), max(slope, 1.0), (slope, 1.0))
 
 
 def _prelu(call: Call) -> Operation:
@@ -173,7 +177,7 @@ def _prelu(call: Call) -> Operation:
         return Unbounded(call.name, "its slope depends on the input")
     dims = len(call.shape)
     shaped = weight.reshape(1, -1, *(1,) * (dims - 2)) if dims > 1 else weight
-    return Slope(shaped.clamp(max=1.0), shaped.clamp(min=1.0))
+    return Slope(shaped.clamp(max=1.0), shaped.clamp(min=1.0), (shaped, 1.0))
 
 
 def _elu(call: Call) -> Operation:
@@ -409,6 +413,7 @@ _SLOPES: dict[str, tuple[float, float]] = {
     "mish": (-0.11258, 1.08850),
     "selu": (0.0, 1.7580994),
 }
+_STRAIGHT: dict[str, tuple[float | Tensor, float | Tensor]] = {"relu": (0.0, 1.0), "abs": (-1.0, 1.0)}
 _RULES: dict[str, Callable[[Call], Operation]] = {
     "gelu": _slope_of_gelu,
     "leaky_relu": _leaky,

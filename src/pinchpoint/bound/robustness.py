@@ -68,6 +68,25 @@ def gap_bound(
     return times_up(eps, lipschitz, head_factor(head, labels, norm))
 
 
+def gap_bound_from_margins(
+    constants: Float[Tensor, "classes classes"], labels: Integer[Tensor, "batch"], eps: float
+) -> float:
+    """How much the mean cross-entropy over ``labels`` can rise within eps: eps E_y[ max_j constants[y, j] ].
+
+    Args:
+        constants: at [y, j] an upper bound on the Lipschitz constant of logit_y - logit_j, as ``bound.margins`` gives.
+        labels: class of each sample.
+        eps: budget, in input units.
+
+    >>> round(gap_bound_from_margins(torch.tensor([[0.0, 4.0], [4.0, 0.0]]), torch.tensor([0, 1]), 0.1), 6)
+    0.4
+    """
+    _check_eps(eps)
+    _check_labels(labels, len(constants))
+    worst = constants.double().amax(dim=1)[labels.long().to(constants.device)]
+    return times_up(eps, inflate(float(worst.mean()), len(labels)))
+
+
 def certified_radii(
     logits: Float[Tensor, "batch classes"],
     labels: Integer[Tensor, "batch"],

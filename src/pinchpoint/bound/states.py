@@ -25,10 +25,10 @@ LARGEST_STATE = 2500
 
 @dataclass(frozen=True)
 class StateSpace:
-    """last @ step_n(... step_1(x)); ``sources[i]`` is the item whose entries are the first rows of step i."""
+    """last @ step_n(... step_1(x)); ``slopes[i]`` is the item of the activation on the first rows of step i."""
 
     steps: tuple[Step, ...]
-    sources: tuple[int, ...]
+    slopes: tuple[int, ...]
     last: Matrix
 
 
@@ -60,7 +60,7 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
     device = next((item.part.device for item in items if isinstance(item.part, Run)), torch.device("cpu"))
     known = {first: Matrix(torch.eye(items[first].size, dtype=torch.float64, device=device), 0.0)}
     steps: list[Step] = []
-    sources: list[int] = []
+    slopes: list[int] = []
     for index in range(first + 1, last + 1):
         part, inputs = items[index].part, items[index].inputs
         if isinstance(part, Run):
@@ -71,7 +71,7 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
             live = [other for other in known if readers.get(other, -1) > index]
             rows = [known[inputs[0]], *(known[other] for other in live)]
             sizes = [len(row.entries) for row in rows]
-            low, high = (_spread(bound, part.shape, device) for bound in (part.operation.low, part.operation.high))
+            low, high = (spread(bound, part.shape, device) for bound in (part.operation.low, part.operation.high))
             ones = low.new_ones(sum(sizes[1:]))
             steps.append(
                 Step(
@@ -81,13 +81,13 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
                     sum(row.error for row in rows),
                 )
             )
-            sources.append(inputs[0])
+            slopes.append(index)
             eye = torch.eye(sum(sizes), dtype=torch.float64, device=device)
             known = {other: Matrix(block, 0.0) for other, block in zip([index, *live], eye.split(sizes), strict=True)}
         else:
             known[index] = _combined(part, [known[source] for source in inputs], [items[i].shape for i in inputs])
         known = {other: matrix for other, matrix in known.items() if readers.get(other, -1) > index}
-    return StateSpace(tuple(steps), tuple(sources), known[last])
+    return StateSpace(tuple(steps), tuple(slopes), known[last])
 
 
 def _fits(items: Sequence[Item], index: int, largest: int) -> bool:
@@ -128,5 +128,6 @@ def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, 
     return Matrix(joined.flatten(1).T, sum(matrix.error for matrix in before))
 
 
-def _spread(value: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def spread(value: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number, or a tensor that broadcasts to the shape, as one number an entry."""
     return torch.as_tensor(value, dtype=torch.float64, device=device).expand(shape).flatten()

@@ -26,14 +26,19 @@ class OperatorNorms:
 
 
 def operator_norms(
-    layer: Layer, nu: Float[Tensor, "h"], sigma: Float[Tensor, "r"], tolerance: float | None = 0.05
+    layer: Layer,
+    matrix: Float[Tensor, "h d"],
+    nu: Float[Tensor, "h"],
+    sigma: Float[Tensor, "r"],
+    tolerance: float | None = 0.05,
 ) -> OperatorNorms:
     """Norms of one layer.
 
     Args:
         layer: of any kind but a diagonal.
-        nu: l1 norms of the rows of its matrix.
-        sigma: singular values of its matrix, descending.
+        matrix: what ``layer.matrix`` gave.
+        nu: l1 norms of its rows.
+        sigma: its singular values, descending.
         tolerance: of a convolution's l_2 bounds, see ``convolution_l2``; None leaves convolutions out.
     """
     if layer.kind == "embedding":
@@ -48,16 +53,16 @@ def operator_norms(
             "a convolution's norm depends on the size of its input: give input_shape, and see that it is used"
         )
     try:
-        op = _operator(layer, layer.module)
+        op = _operator(layer.module, layer.input_size, matrix)
         l2 = convolution_l2(op, tolerance=tolerance)
         return OperatorNorms(convolution_linf(op).upper, l2.lower, l2.upper, l2.method, None)
     except ModelError as error:
         return _unknown(str(error))
 
 
-def _operator(layer: Layer, module: nn.modules.conv._ConvNd) -> Convolution:
+def _operator(module: nn.Module, input_size: tuple[int, ...], weight: Float[Tensor, "h d"]) -> Convolution:
     """The convolution with the weights of the layer's matrix, into which a batch norm may be folded."""
-    op, weight = convolution(module, layer.input_size), layer.matrix
+    op = convolution(module, input_size)
     if op.transposed:  # the matrix has a row an output channel
         weight = weight.view(op.groups, -1, op.weight.shape[0] // op.groups, *op.kernel).transpose(1, 2)
     return replace(op, weight=weight.reshape(op.weight.shape))

@@ -124,7 +124,7 @@ def _layer_profile(layer: Layer, k_share: float, target: float, q: float, tolera
     def view(theta: Float[Tensor, "n"]) -> View:
         return _view(theta, k_share, target, q)
 
-    true = operator_norms(layer, nu, sigma, tolerance)
+    true = operator_norms(layer, matrix, nu, sigma, tolerance)
     return LayerProfile(
         name=layer.name,
         kind=layer.kind,

@@ -73,8 +73,7 @@ def column_norms(matrix: Float[Tensor, "h d"]) -> Float[Tensor, "d"]:
     >>> column_norms(torch.tensor([[1.0, -2.0], [0.0, 0.5]])).tolist()
     [1.0, 2.5]
     """
-    norms: Tensor = torch.linalg.vector_norm(as_matrix(matrix), 1, dim=0)
-    return norms
+    return as_matrix(matrix).abs().sum(dim=0)
 
 
 def singular_values(matrix: Float[Tensor, "h d"], method: Method = "auto") -> Float[Tensor, "r"]:
@@ -96,7 +95,8 @@ def singular_values(matrix: Float[Tensor, "h d"], method: Method = "auto") -> Fl
         raise ModelError(f"method must be one of {', '.join(get_args(Method))}", method, "leave it at auto")
     matrix = as_matrix(matrix)
     sigma = torch.zeros(min(matrix.shape), dtype=torch.float64, device=matrix.device)
-    rows, columns = (torch.linalg.vector_norm(matrix, torch.inf, dim=dim) > 0 for dim in (1, 0))
+    sizes = matrix.abs()
+    rows, columns = sizes.amax(dim=1) > 0, sizes.amax(dim=0) > 0
     if not bool(rows.all() and columns.all()):
         matrix = matrix[rows][:, columns]
     if matrix.numel() == 0:
@@ -139,9 +139,10 @@ def vector_norms(vectors: Float[Tensor, "*batch n"], order: int | float = 2) -> 
     [5e-200, 0.0]
     """
     # a constant to autograd: the gradient is the same
-    top = torch.linalg.vector_norm(vectors.detach(), torch.inf, dim=-1, keepdim=True)
+    top = vectors.detach().abs().amax(dim=-1, keepdim=True)
     norms: Tensor = torch.linalg.vector_norm(vectors / torch.where(top > 0, top, 1.0), order, dim=-1)
-    return norms * top.squeeze(-1)
+    result: Tensor = norms * top.squeeze(-1)
+    return result
 
 
 def frobenius_norm(matrix: Float[Tensor, "h d"]) -> float:

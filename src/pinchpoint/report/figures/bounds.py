@@ -135,7 +135,10 @@ def _marks(
         },
         {
             **base,
-            "y": [positive(record.lipschitz_structure) for _, _, record in found],
+            "y": [
+                None if record.lipschitz_structure is None else positive(record.lipschitz_structure)
+                for _, _, record in found
+            ],
             "marker": {"color": color, "size": 8, "symbol": "x-thin-open", "line": {"width": 2}},
             "hovertemplate": told.format("structure × scale bound"),
             "meta": {"groups": ["structure"]},
@@ -146,7 +149,8 @@ def _marks(
 def _values(material: Material, family: Family, norm: Norm) -> list[float]:
     """All that one row of brackets shows."""
     found = [record for item in material.placed[family.name] if (record := item.bounds(norm)) is not None]
-    return [value for item in found for value in (item.lipschitz_lower, item.lipschitz, item.lipschitz_structure)]
+    values = [value for item in found for value in (item.lipschitz_lower, item.lipschitz, item.lipschitz_structure)]
+    return [value for value in values if value is not None]
 
 
 def brackets(material: Material, family: Family) -> Panel:
