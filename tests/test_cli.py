@@ -29,7 +29,8 @@ from pinchpoint.learn import build
 from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
 from pinchpoint.learn.models import CifarResNetConfig
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.records import Profile, Run, Summary
+from pinchpoint.records import BoundSheet, Profile, Run, Summary
+from pinchpoint.tables import down, up
 
 TINY = Path(__file__).parent / "study" / "tiny.yaml"
 
@@ -120,7 +121,7 @@ def timeless(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ((), ["Start with pinchpoint demo", "demo", "study", "profile", "--version"]),
+        ((), ["Start with pinchpoint demo", "demo", "study", "profile", "bound", "--version"]),
         (("demo",), ["nothing is downloaded", "a second call is quick", "--workers", "--json", "runs/demo"]),
         (("study",), ["finished runs are never run again", "run", "status", "report"]),
         (("study", "run"), ["Ctrl-C keeps what is finished", "A study file (YAML)", "--out"]),
@@ -129,6 +130,18 @@ def timeless(value: Any) -> Any:
         (
             ("profile",),
             ["Low means compressible", "timm:resnet18", "checkpoint folder", "--k-share", "--target", "--input-size"],
+        ),
+        (
+            ("bound",),
+            [
+                "norm <= structure x scale",
+                "gets estimates only",
+                "--norm",
+                "--budget",
+                "--input-size",
+                "l2 or linf",
+                "--k",
+            ],
         ),
     ],
     ids=lambda value: " ".join(value) or "pinchpoint",
@@ -606,3 +619,83 @@ def test_demo(tmp_path):
     assert summary.headline in done.stdout
     assert (folder / "report.html").stat().st_size > 100_000
     assert len(polars.read_parquet(folder / "records.parquet")) == 45
+
+
+# --- bound ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bounded(undisturbed) -> Said:
+    return pinch("bound", undisturbed.checkpoint, "--budget", 1)
+
+
+def test_bound_shows_the_bracket_then_every_method_and_the_layers_in_80_columns(undisturbed, bounded):
+    assert (bounded.status, bounded.err) == (0, "")
+    lines = bounded.out.splitlines()
+    assert lines[0] == f"Bounds of {undisturbed.checkpoint} on inputs of 1x8x8"
+    assert max(map(len, lines[1:])) <= 80
+    for norm in ("l2", "linf"):
+        (bracket,) = [line for line in lines if line.startswith(f"{norm}: ")]
+        lower, upper = re.fullmatch(
+            rf"{norm}: (\S+) <= Lipschitz constant <= (\S+), a factor of \S+ apart", bracket
+        ).groups()
+        assert 0 < float(lower) <= float(upper)
+        place = lines.index(bracket)
+        shown = {line.split()[0]: line for line in lines[place + 1 : place + 10]}
+        assert {"seen", "sampled", "ascent", "product", "first-order", "encoder"} <= shown.keys()
+        (tightest,) = [line.split()[1] for line in shown.values() if line.endswith(" tightest")]
+        assert tightest == upper
+    assert cells(bounded.out, "1")[0] == "128x64"
+
+
+def test_bound_shows_numbers_on_the_safe_side():
+    for value in (1.23456, 0.99999, 9.9999e-7, 123456.0, 1e300, 2.0, 0.25):
+        assert value * 0.998 <= float(down(value)) <= value <= float(up(value)) <= value * 1.002
+    assert (up(2.0), down(2.0), up(99999.0), down(0.0001)) == ("2.000", "2.000", "1.000e+05", "0.0001000")
+
+
+def test_bound_as_json_is_the_record_and_norms_can_be_chosen(undisturbed):
+    said = pinch("bound", undisturbed.checkpoint, "--norm", "linf", "--budget", 0, "--k", 3, "--json")
+    assert (said.status, said.err) == (0, "")
+    record = BoundSheet.model_validate_json(said.out)
+    assert [network.norm for network in record.networks] == ["linf"]
+    assert {bounds.k for layer in record.layers for bounds in layer.norms} == {3}
+    assert record.input_shape == [1, 8, 8]
+
+
+def test_bound_says_what_would_not_fit_and_why(undisturbed):
+    said = pinch("bound", undisturbed.checkpoint, "--norm", "l2", "--budget", 0)
+    plain = " ".join(said.out.split())
+    assert "fast and first-order: would take about" in plain
+    assert "of the budget are left" in plain
+    assert "l2: 1 pairs of layers not aligned" in plain
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs pinchpoint[vision]")
+def test_bound_of_a_network_with_attention_is_no_bound():
+    said = pinch("bound", "timm:test_vit", "--input-size", 32, "--norm", "l2", "--budget", 2)
+    assert said.status == 0
+    assert re.search(r"^l2: no bound; seen, by search: \d", said.out, re.MULTILINE)
+    assert "What is seen is no bound" in said.out
+    assert re.search(r"^not bounded: Attention at \S+attn", said.out, re.MULTILINE)
+    assert "<=" not in said.out
+    assert len(cells(said.out, "head")) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("none",), "check the path, or write timm:none for the network of that name."),
+        (("CHECKPOINT", "--norm", "l1"), "norm must be one of linf, l2, but got l1; write linf or l2."),
+        (("CHECKPOINT", "--budget", "-1"), "budget_s must be zero or more seconds, but got -1.0; try 20."),
+        (("CHECKPOINT", "--budget", "nan"), "budget_s must be zero or more seconds, but got nan; try 20."),
+        (("CHECKPOINT", "--k", "0"), "k must be at least 1, but got 0; leave it out for the tightest choice."),
+        (("CHECKPOINT", "--input-size", "3x8x8"), "takes images of 1 channels, but got 3x8x8; use 1x8x8."),
+        (("CHECKPOINT", "--input-size", "9"), "must take inputs of 1x9x9, but got "),
+    ],
+)
+def test_bound_of_what_cannot_be_bounded_is_one_sentence(undisturbed, monkeypatch, tmp_path, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    given = [undisturbed.checkpoint if argument == "CHECKPOINT" else argument for argument in arguments]
+    assert text in pinch("bound", *given).error

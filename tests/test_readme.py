@@ -18,7 +18,7 @@ def _block(language: str) -> str:
 
 def test_the_python_example_runs(capsys):
     exec(compile(_block("python"), "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_the_study_example_is_a_valid_study():

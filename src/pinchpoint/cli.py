@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from pinchpoint.errors import PinchpointError
 
 if TYPE_CHECKING:
     from pinchpoint.learn.source import Source
+    from pinchpoint.records import Norm
     from pinchpoint.study import Failure, StudyConfig, Task
 
 app = typer.Typer(
@@ -169,6 +170,53 @@ def profile(
         return
     typer.echo(f"Compressibility of {source.name}")
     for part in profile_parts(result, k_share, out.width):
+        if isinstance(part, str):
+            typer.echo(part)
+        else:
+            out.print(part)
+
+
+@app.command()
+def bound(
+    model: Model,
+    norm: Annotated[
+        list[str] | None, typer.Option(help="l2 or linf; may be given twice.  [default: both]", show_default=False)
+    ] = None,
+    input_size: InputSize = None,
+    budget: Annotated[float, typer.Option(help="Seconds for all that can be left out or cut short.")] = 20.0,
+    k: Annotated[
+        int | None, typer.Option(help="Dominant terms in Theorem 3.1.  [default: the tightest]", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bound how far a model's outputs can move: certified Lipschitz constants.
+
+    MODEL is what [bold]pinchpoint profile[/bold] takes.
+
+    The constant of the whole network is bracketed: no pair of inputs is further
+    apart than the upper bound says, and some pair is as far apart as the lower
+    one. Then come the layers: their norms as operators, and Theorem 3.1 of the
+    paper, [bold]norm <= structure x scale[/bold], for their matrices. A network that cannot
+    be bounded gets estimates only, and what is in the way is named.
+    """
+    from pinchpoint.bound.sheet import sheet
+    from pinchpoint.tables import bound_parts
+
+    source = _open(model, input_size)
+    with err.status("") as status:
+        result = sheet(
+            source.model,
+            norms=cast("list[Norm]", norm or ["l2", "linf"]),
+            input_shape=source.input_shape,
+            budget_s=budget,
+            k=k,
+            progress=lambda stage: status.update(Text(stage)),
+        )
+    if as_json:
+        typer.echo(result.model_dump_json())
+        return
+    typer.echo(f"Bounds of {source.name} on inputs of {'x'.join(map(str, result.input_shape))}")
+    for part in bound_parts(result, out.width):
         if isinstance(part, str):
             typer.echo(part)
         else:

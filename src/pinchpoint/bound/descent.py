@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,11 @@ def lowest(
     value_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
     steps: int,
     rate: float = 0.1,
+    seconds: float = math.inf,
 ) -> Float[Tensor, "n"]:
     """The point with the lowest value among ``steps`` of Adam (Kingma & Ba 2015), the rate falling as a cosine.
+
+    No step begins after ``seconds``.
 
     >>> target = torch.tensor([1.0, -2.0], dtype=torch.float64)
     >>> found = lowest(torch.zeros(2).double(), lambda x: (float((x - target).square().sum()), 2 * (x - target)), 200)
@@ -25,7 +29,10 @@ def lowest(
     """
     best_value, best = math.inf, point
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
+    end = time.perf_counter() + seconds
     for step in range(1, steps + 1):
+        if time.perf_counter() > end:
+            break
         value, gradient = value_and_gradient(point)
         if value < best_value:
             best_value, best = value, point

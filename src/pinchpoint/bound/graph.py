@@ -7,16 +7,19 @@ known (``pinchpoint.bound.operations``); any other is named in the error, with t
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
+from torch.nn import functional
 
 from pinchpoint.bound.operations import Call, HasLipschitz, Known, Operation, Positive, Unbounded, understand
 from pinchpoint.errors import ModelError
@@ -58,7 +61,7 @@ class Node:
         return self.operation == Positive("nothing")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # torch.func.vmap asks for the repr at each call
 class Network:
     """Nodes in an order in which they can run; node 0 is the input, the last one the output."""
 
@@ -158,7 +161,8 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        # torch.export prints graphs that it cannot trace
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -230,18 +234,26 @@ class _Reader:
     def _call(self, item: fx.Node) -> None:
         sources = self._sources([item])
         value = item.meta.get("val")
-        if not sources:
+        if not sources or _operator_name(item) in _OF_SHAPE_ONLY:
             self.constants[item] = self._constant(item)
         elif isinstance(value, Tensor):
+            if not all(isinstance(size, int) for size in value.shape):
+                raise ModelError(
+                    "a certified bound needs a model that torch.export can trace: the same operations for every input",
+                    f"{_operator_name(item)} with a shape that depends on values",
+                    "index by places instead of masks",
+                )
             through = [*(parent for parent in item.all_input_nodes if self._is_several(parent)), item]
             sources = self._sources(through)
             run = partial(self._evaluate_all, through, sources)
-            reads = [source for source in through[0].all_input_nodes if source not in self.constants]
+            reads: list[fx.Node] = []
+            fx.map_arg((through[0].args, through[0].kwargs), reads.append)
             call = Call(
                 name=_operator_name(through[0]),
                 args=fx.map_arg(through[0].args, self.constants.get),
                 kwargs=fx.map_arg(through[0].kwargs, self.constants.get),
                 part=item.args[1] if len(through) > 1 else None,
+                reads=sum(source not in self.constants for source in reads),
                 shapes=tuple(self.nodes[self.index[source]].shape for source in sources),
                 shape=tuple(value.shape),
                 dtype=value.dtype,
@@ -250,11 +262,13 @@ class _Reader:
             self._add(item, understand(call), sources, run)
 
     def _constant(self, item: fx.Node) -> Any:
+        nodes = {source: self.nodes[self.index[source]] for source in self._sources([item])}
+        zeros = {source: torch.zeros(n.shape, dtype=torch.float64, device=n.device) for source, n in nodes.items()}
         with torch.no_grad():
-            value = self._evaluate(item, {})
+            value = self._evaluate(item, zeros)
             if torch.Tag.nondeterministic_seeded not in getattr(item.target, "tags", ()):
                 return value
-            again = self._evaluate(item, {})
+            again = self._evaluate(item, zeros)
         if not isinstance(value, Tensor) or not torch.equal(value, again):
             path, kind = _module(item)
             raise ModelError(
@@ -283,10 +297,11 @@ class _Reader:
         results = item.args[0]
         assert isinstance(results, tuple)  # so torch.export has it
         specs = list(zip(results, self.program.graph_signature.output_specs, strict=True))
-        if changed := [spec.target for _, spec in specs if spec.kind is OutputKind.BUFFER_MUTATION]:
+        harmless = (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION)
+        if changed := [spec.target for _, spec in specs if spec.kind not in harmless]:
             raise ModelError(
                 "a certified bound needs a model that computes the same at every call",
-                f"a forward pass that changes its buffer '{changed[0]}'",
+                f"a forward pass that changes '{changed[0]}'",
                 "keep state out of forward",
             )
         found = [result for result, spec in specs if spec.kind is OutputKind.USER_OUTPUT]
@@ -334,7 +349,7 @@ class _Reader:
         def look_up(source: fx.Node) -> Any:
             return values[source] if source in values else self.constants[source]
 
-        target = cast(Callable[..., Any], item.target)
+        target = _INSTEAD.get(_operator_name(item), cast(Callable[..., Any], item.target))
         return target(*fx.map_arg(item.args, look_up), **fx.map_arg(item.kwargs, look_up))
 
     def _evaluate_all(self, items: list[fx.Node], sources: list[fx.Node], *inputs: Tensor) -> Tensor:
@@ -353,6 +368,24 @@ class _Reader:
                     calls.setdefault(str(key), []).append(item)
                     break
         return {item: members for members in calls.values() for item in members}
+
+
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    shaped = weight.reshape(-1, *(1,) * (x.ndim - 2)) if x.ndim > 1 else weight
+    return x.clamp(min=0.0) + shaped * x.clamp(max=0.0)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Tensor]:
+    return (functional.batch_norm(x, mean, variance, weight, bias, momentum=momentum, eps=eps),)
+
+
+_INSTEAD: dict[str, Callable[..., Any]] = {"prelu": _prelu, "_native_batch_norm_legit_no_training": _batch_norm}
+"""Where torch's vmap fails (gradients of prelu), or is slow and says so."""
+
+_OF_SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+"""Operations that look at their input's shape, not at its values."""
 
 
 def _vouches(module: nn.Module | None) -> bool:

@@ -144,7 +144,7 @@ def lipschitz(
     shape = inputs.shape[1:] if input_shape is None and inputs is not None else input_shape
     network = as_network(model, shape)
     points = starting_points(network, inputs)
-    uppers = _uppers(network, norm, method, 0.75 * budget_s, steps)
+    uppers = uppers_by_method(network, norm, method, 0.75 * budget_s, steps)
     best = min(uppers, key=lambda name: uppers[name])
     _, low = sampled(network, points, norm)
     left = start + budget_s - time.perf_counter()
@@ -182,10 +182,10 @@ def margins(
     upper = scaled_up(dual_differences(head, norm), propagate(before, norm))
     parts = stretches(items)
     for other in ("l2", "linf") if norm == "linf" else ("l2",):
-        factor = _equivalence(network) if other != norm else 1.0
+        factor = equivalence_factor(network) if other != norm else 1.0
         found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1), steps)
         upper = torch.minimum(upper, scaled_up(found, factor))
-        known = _uppers(features, other, "tightest", 0.0, 0)
+        known = uppers_by_method(features, other, "tightest", 0.0, 0)
         upper = torch.minimum(upper, scaled_up(dual_differences(head, other), times_up(min(known.values()), factor)))
     return Margins(norm, upper, time.perf_counter() - start, ASSUMPTIONS)
 
@@ -195,7 +195,7 @@ def as_network(model: nn.Module | Network, input_shape: Sequence[int] | None) ->
     return model if isinstance(model, Network) else trace(model, input_shape)
 
 
-def _uppers(network: Network, norm: Norm, method: Method, seconds: float, steps: int) -> dict[Method, float]:
+def uppers_by_method(network: Network, norm: Norm, method: Method, seconds: float, steps: int) -> dict[Method, float]:
     """Certified bounds by method: the one asked for, or all that fit into the time."""
     items = items_of(network)
     all_of_them = method == "tightest"
@@ -208,14 +208,14 @@ def _uppers(network: Network, norm: Norm, method: Method, seconds: float, steps:
         found["alignment"] = propagate(items, norm, pair_factor=lambda first, second: _factor(first, second, norm))
     if all_of_them or method in ("fast", "first-order"):
         share = seconds / 2.0 if all_of_them and norm == "linf" else seconds
-        fast, sharpened = _by_ellipsoid(items, norm, share, 0 if method == "fast" else steps)
+        fast, sharpened = by_ellipsoid(items, norm, share, 0 if method == "fast" else steps)
         if method != "first-order":
             found["fast"] = fast
         if method == "first-order" or (all_of_them and steps > 0):
             found["first-order"] = sharpened
     if norm == "linf" and (all_of_them or method == "equivalence"):
-        others = _uppers(network, "l2", "tightest", seconds / 2.0, steps)
-        found["equivalence"] = times_up(_equivalence(network), min(others.values()))
+        others = uppers_by_method(network, "l2", "tightest", seconds / 2.0, steps)
+        found["equivalence"] = times_up(equivalence_factor(network), min(others.values()))
     if not found:
         raise ModelError(
             f"the method {method} must apply to the norm", norm, "leave method out for the tightest bound that applies"
@@ -223,7 +223,7 @@ def _uppers(network: Network, norm: Norm, method: Method, seconds: float, steps:
     return found
 
 
-def _by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float, steps: int) -> tuple[float, float]:
+def by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float, steps: int) -> tuple[float, float]:
     """The fast and the first-order constant: stretch by stretch, with the product where a stretch has no state space."""
     fast = sharpened = 1.0
     parts = stretches(items)
@@ -271,7 +271,7 @@ def scaled_up(constants: Tensor, factor: float) -> Tensor:
     return torch.where(constants > 0, raised, 0.0)
 
 
-def _equivalence(network: Network) -> float:
+def equivalence_factor(network: Network) -> float:
     """||x||_2 <= sqrt(d) ||x||_inf."""
     return inflate(math.sqrt(network.nodes[0].size), 1)
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pinchpoint.bound.graph import Network
-from pinchpoint.bound.product import Item, combined, items_of
+from pinchpoint.bound.graph import Network, Node
+from pinchpoint.bound.operations import Linear
+from pinchpoint.bound.product import combined, items_of
 from pinchpoint.bound.runs import Run
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.spectrum import EPS64, inflate
+from pinchpoint.measure.spectrum import EPS64, inflate, times_up, vector_norms
 from pinchpoint.records import Norm
 
 _ORDER = {"linf": torch.inf, "l2": 2.0}
+_TINY = torch.finfo(torch.float64).tiny
+"""Below it numbers lose digits, or become zero."""
 _WIDE = 64
 """Networks with more outputs than this get the top direction of their Jacobian by power iteration."""
 
@@ -43,6 +47,52 @@ def starting_points(network: Network, inputs: Tensor | None, most: int = 16) -> 
             "reshape them",
         )
     return inputs[:most].detach().to(network.device, torch.float64).reshape(-1, *shape)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """||f(a) - f(b)|| / ||a - b|| as float64 gave it: not lowered by its rounding error, so no bound."""
+
+    quotient: float
+    a: Float[Tensor, "1 *shape"]
+    b: Float[Tensor, "1 *shape"]
+
+
+def empirical(
+    network: Network,
+    points: Float[Tensor, "batch 1 *shape"],
+    norm: Norm,
+    *,
+    steps: int = 12,
+    seconds: float = math.inf,
+) -> Estimate:
+    """The largest difference quotient met on the way of a power iteration on the Jacobian at each point.
+
+    For any network, also one whose constant is unknown or infinite. No step begins after ``seconds``, but for the first.
+    """
+    end = time.perf_counter() + seconds
+    generator = torch.Generator().manual_seed(0)
+    dims = tuple(range(1, points.ndim - 1))
+    best = Estimate(0.0, points[0], points[0])
+    for point in points:
+        v = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point.device)
+        v = _steepest(v, v, norm, dims)
+        for step in range(steps):
+            if time.perf_counter() > end and (step or best.quotient):
+                return best
+            x = point.clone().requires_grad_()
+            here, there = network(x), point + 1e-3 * v
+            with torch.no_grad():
+                change = network(there) - here
+                top = torch.linalg.vector_norm(change, _ORDER[norm])
+                quotient = float(top / torch.linalg.vector_norm(there - point, _ORDER[norm]))
+                pulled = torch.where(change.abs() == top, change.sign(), 0.0) if norm == "linf" else change
+            if quotient > best.quotient:
+                best = Estimate(quotient, point, there)
+            if not here.requires_grad:
+                break
+            v = _steepest(torch.autograd.grad(here, x, pulled)[0], v, norm, dims)
+    return best
 
 
 def sampled(network: Network, points: Float[Tensor, "batch 1 *shape"], norm: Norm) -> tuple[Tensor, float]:
@@ -96,12 +146,12 @@ def ascended(
 @torch.no_grad()
 def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1 *shape"], norm: Norm) -> float:
     """||f(a) - f(b)|| / ||a - b||, lowered by what rounding can have added; 0 where the points are too close."""
-    moved = float(torch.linalg.vector_norm(b - a, _ORDER[norm]))
+    moved = float(vector_norms((b - a).flatten(), _ORDER[norm]))
     if moved == 0.0:
         return 0.0
     (there, off_there), (here, off_here) = _with_rounding(network, b), _with_rounding(network, a)
     off = (off_here + off_there) * (1.0 if norm == "linf" else here.numel() ** 0.5)
-    change = float(torch.linalg.vector_norm((there - here).flatten(), _ORDER[norm])) - off
+    change = float(vector_norms((there - here).flatten(), _ORDER[norm])) - off
     return max(0.0, change / inflate(moved, a.numel() + here.numel()))
 
 
@@ -120,7 +170,9 @@ def _top_directions(network: Network, points: Tensor, norm: Norm) -> Tensor:
         jacobians = torch.func.vmap(torch.func.jacrev(network), chunk_size=16)(points).detach()
         jacobians = jacobians.reshape(len(points), network.nodes[-1].size, -1)
         if norm == "l2":
-            directions: Tensor = torch.linalg.svd(jacobians, full_matrices=False).Vh[:, 0]
+            largest = jacobians.abs().amax(dim=(1, 2), keepdim=True)  # scaled: an SVD fails where numbers overflow
+            scaled = torch.where((largest > 0) & (largest < torch.inf), jacobians / largest, 1.0)
+            directions: Tensor = torch.linalg.svd(scaled, full_matrices=False).Vh[:, 0]
         else:
             rows = jacobians.abs().sum(2).argmax(1)
             directions = torch.where(jacobians[torch.arange(len(points)), rows] >= 0, 1.0, -1.0).double()
@@ -146,15 +198,15 @@ def _top_directions(network: Network, points: Tensor, norm: Norm) -> Tensor:
 
 def rounding(network: Network, values: Sequence[Tensor]) -> list[float]:
     """For each item, by how much rounding can have moved any entry of its value."""
-    items = items_of(network)
+    nodes = network.nodes
+    largest = [float(value.abs().max()) for value in values]
     off = [0.0]
-    for item in items[1:]:
-        value = values[item.node]
-        enlarged = _enlarged(item, [off[source] for source in item.inputs])
-        reach = _enlarged(item, [float(values[items[source].node].abs().max()) for source in item.inputs])
-        read = sum(items[source].size for source in item.inputs)
-        off.append(enlarged + 8.0 * (read + item.size) * EPS64 * (reach + float(value.abs().max())))
-    return off
+    for node, top in zip(nodes[1:], largest[1:], strict=True):
+        enlarged = _enlarged(node, nodes, [off[source] for source in node.inputs])
+        reach = _enlarged(node, nodes, [largest[source] for source in node.inputs])
+        terms = 8.0 * (node.size + sum(nodes[source].size for source in node.inputs))
+        off.append(enlarged + terms * (EPS64 * (reach + top) + _TINY))
+    return [off[item.node] for item in items_of(network)]
 
 
 def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
@@ -162,8 +214,8 @@ def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
     return values[-1], rounding(network, values)[-1]
 
 
-def _enlarged(item: Item, sizes: list[float]) -> float:
-    """The largest size of an entry after an item, through its intermediate results too."""
-    if isinstance(item.part, Run):
-        return item.part.rough_linf * sizes[0]
-    return combined(item.part, sizes, "linf")
+def _enlarged(node: Node, nodes: Sequence[Node], sizes: list[float]) -> float:
+    """The largest size of an entry after an operation, from those before it."""
+    if isinstance(node.operation, Linear):
+        return times_up(Run((node,), nodes[node.inputs[0]].shape).norm("linf"), sizes[0])
+    return combined(node, sizes, "linf")

@@ -33,12 +33,13 @@ class HasLipschitz(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """One operation as it was traced: what depends on the input is None in ``args`` and ``kwargs``."""
+    """One operation as it was traced: what depends on the input is None in ``args`` and ``kwargs``, ``reads`` times."""
 
     name: str
     args: Any
     kwargs: Any
     part: Any
+    reads: int
     shapes: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -147,11 +148,15 @@ def understand(call: Call) -> Operation:
     """The kind of an operation."""
     if not call.dtype.is_floating_point:
         return Unbounded(call.name, "its values are not real numbers")
-    if call.name in _REGULAR and len(call.shapes) > 1:
+    if call.dtype != torch.float64:
+        return Unbounded(call.name, f"it rounds to {str(call.dtype).removeprefix('torch.')}")
+    if call.reads > 1 and call.name in _RULES.keys() | _REGULAR and call.name not in _COMBINING:
         return Unbounded(call.name, "it combines several values")
     if call.name in _POSITIVE:
         return Positive(_POSITIVE[call.name])
     if call.name in _SLOPES:
+        if call.shape != call.shapes[0]:
+            return Unbounded(call.name, "it repeats its input")
         low, high = _SLOPES[call.name]
         return Slope(low, high, _STRAIGHT.get(call.name))
     rule = _RULES.get(call.name)
@@ -189,11 +194,13 @@ def _elu(call: Call) -> Operation:
     return Slope(0.0, scale * max(1.0, alpha * input_scale))
 
 
+def _celu(call: Call) -> Operation:
+    return Slope(0.0, 1.0) if call.option(1, "alpha", 1.0) > 0 else Unbounded(call.name, "its alpha is negative")
+
+
 def _softplus(call: Call) -> Operation:
-    # above the threshold it is the identity, with a small jump
-    beta, threshold = float(call.option(1, "beta", 1)), float(call.option(2, "threshold", 20))
-    if beta * threshold > 700:
-        return Slope(0.0, 1.0)
+    # above the threshold torch takes the identity: a jump of exp(-threshold) / beta, which from 20 on counts as rounding
+    threshold = float(call.option(2, "threshold", 20))
     return Slope(0.0, 1.0) if threshold >= 20 else Unbounded(call.name, f"its threshold of {threshold:g} makes it jump")
 
 
@@ -213,21 +220,23 @@ def _dropout(call: Call) -> Operation:
 
 
 def _linear(call: Call) -> Operation:
-    if call.args[1] is None or call.args[0] is not None:
+    if call.args[0] is not None:
         return Unbounded(call.name, "its weight depends on the input")
-    return Dense(call.args[1])
+    return Dense(call.args[1].reshape(-1, call.args[1].shape[-1]))
 
 
 def _matmul(call: Call) -> Operation:
     first, second = call.args[0], call.args[1]
     if first is None and isinstance(second, Tensor) and second.ndim == 2:
         return Dense(second.T)
+    if call.reads == 1:
+        return Unbounded(call.name, "it is no fully connected layer along the last dimension")
     return Unbounded(call.name, "a product of two values that depend on the input is not globally Lipschitz")
 
 
 def _addmm(call: Call) -> Operation:
-    bias, first, second = call.args[:3]
-    if bias is None or first is not None or second is None:
+    _, first, second = call.args[:3]
+    if first is not None:
         return Unbounded(call.name, "its weight depends on the input")
     return Dense(second.T * float(call.kwargs.get("alpha", 1)))
 
@@ -235,7 +244,7 @@ def _addmm(call: Call) -> Operation:
 def _conv(call: Call) -> Operation:
     transposed = "transpose" in call.name
     weight = call.args[1]
-    if weight is None or call.args[0] is not None:
+    if call.args[0] is not None:
         return Unbounded(call.name, "its weight depends on the input")
     dims = weight.ndim - 2
 
@@ -298,7 +307,10 @@ def _add(call: Call) -> Operation:
 
 
 def _reversed_sub(call: Call) -> Operation:
-    return Scale(torch.tensor(-float(call.option(2, "alpha", 1)), dtype=torch.float64))
+    if call.shape != call.shapes[0]:
+        return Unbounded(call.name, "it repeats its input")
+    sign = -1.0 if call.args[0] is None else 1.0
+    return Scale(torch.tensor(sign * float(call.option(2, "alpha", 1) if sign < 0 else 1), dtype=torch.float64))
 
 
 def _multiply(call: Call) -> Operation:
@@ -331,7 +343,7 @@ def _join(call: Call) -> Operation:
 
 
 def _max_pool(call: Call) -> Operation:
-    dims = len(call.option(1, "kernel_size", ()))
+    dims = int(call.name[-2])
 
     def sizes(place: int, name: str, default: Any) -> tuple[int, ...]:
         value = call.option(place, name, default)
@@ -402,9 +414,9 @@ _POSITIVE: dict[str, Literal["nothing", "order", "anything"]] = {
 }
 _SLOPES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
-        ("relu", "relu6", "hardtanh", "tanh", "clamp", "clamp_min", "clamp_max", "softsign", "softshrink"), (0.0, 1.0)
+        ("relu", "relu6", "hardtanh", "tanh", "clamp", "clamp_min", "clamp_max", "softshrink"), (0.0, 1.0)
     ),
-    **dict.fromkeys(("celu", "log_sigmoid"), (0.0, 1.0)),
+    "log_sigmoid": (0.0, 1.0),
     **dict.fromkeys(("abs", "sin", "cos"), (-1.0, 1.0)),
     "sigmoid": (0.0, 0.25),
     "hardsigmoid": (0.0, 1.0 / 6.0 + 1e-15),
@@ -419,6 +431,7 @@ _RULES: dict[str, Callable[[Call], Operation]] = {
     "leaky_relu": _leaky,
     "prelu": _prelu,
     "elu": _elu,
+    "celu": _celu,
     "softplus": _softplus,
     "threshold": _threshold,
     "maximum": _maximum,
@@ -450,6 +463,7 @@ _RULES: dict[str, Callable[[Call], Operation]] = {
     "index": _index,
 }
 _REGULAR = _POSITIVE.keys() | _SLOPES.keys()
+_COMBINING = {"add", "sub", "mul", "div", "matmul", "mm", "maximum", "minimum", "cat", "stack", "index"}
 _REASONS = {
     "scaled_dot_product_attention": "dot-product attention is not globally Lipschitz",
     "bmm": "a product of two values that depend on the input is not globally Lipschitz",

@@ -19,14 +19,16 @@ from pinchpoint.bound.graph import Node
 from pinchpoint.bound.operations import Conv, Dense, Linear, Scale
 from pinchpoint.measure.convolution import Convolution
 from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
-from pinchpoint.measure.spectrum import EPS64, inflate, operator_norm_upper, times_up
+from pinchpoint.measure.spectrum import EPS64, inflate, row_norms, singular_values, spectral_norm_bounds, times_up
 from pinchpoint.records import Norm
 
 LARGEST_MATRIX = 2**24
 """Entries of an operator that is written out as a matrix, at most: 128 MiB in float64."""
 
 
-_NORMS: WeakKeyDictionary[Node, dict[tuple[Norm, int], float]] = WeakKeyDictionary()
+Bounds = tuple[float, float]
+
+_NORMS: WeakKeyDictionary[Node, dict[tuple[Norm, int], Bounds]] = WeakKeyDictionary()
 """Norms of runs by their last node, the norm and their length: a network and its encoder share them."""
 
 
@@ -81,24 +83,28 @@ class Run:
 
     def norm(self, norm: Norm) -> float:
         """A certified upper bound on the operator norm from l_p to l_p."""
+        return self.norm_bounds(norm)[1]
+
+    def norm_bounds(self, norm: Norm) -> Bounds:
+        """Certified bounds on the operator norm from l_p to l_p; below it 0 where nothing better is known."""
         known = _NORMS.setdefault(self.nodes[-1], {})
         key = norm, len(self.nodes)
         if key not in known:
-            parts = [_operation_norm(operation, node, shape, norm) for operation, node, shape in self.folded]
-            best = times_up(*parts) if parts else 1.0
+            parts = [_operation_bounds(operation, node, shape, norm) for operation, node, shape in self.folded]
+            low, best = parts[0] if len(parts) == 1 else (0.0 if parts else 1.0, times_up(*(up for _, up in parts)))
             if len(parts) > 1 and 0.0 < best < math.inf and min(self.rows, self.columns) <= 1024:
                 matrix = self.matrix
                 if matrix is not None:
                     # an entrywise bound on the error would be smaller; this one serves both norms
                     error = matrix.error * (math.sqrt(self.columns) if norm == "linf" else 1.0)
-                    best = min(best, inflate(operator_norm_upper(matrix.entries, norm) + error, 2))
-            known[key] = best
+                    below, above = _dense_bounds(matrix.entries, norm)
+                    low, best = max(0.0, below - inflate(error, 2)), min(best, inflate(above + error, 2))
+            known[key] = low, best
         return known[key]
 
-    @cached_property
-    def rough_linf(self) -> float:
-        """The product of the l_inf norms of its operations: how large intermediate results can become, too."""
-        return times_up(*(_operation_norm(operation, node, shape, "linf") for operation, node, shape in self.folded))
+    def knows(self, norm: Norm) -> bool:
+        """Whether its norm was computed before."""
+        return (norm, len(self.nodes)) in _NORMS.get(self.nodes[-1], {})
 
     @cached_property
     def matrix(self) -> Matrix | None:
@@ -120,7 +126,7 @@ class Run:
         """A bound on the spectral norm of the error of a product of these operators in float64."""
         sizes = [math.prod(shape) for _, _, shape in self.folded] + [self.rows]
         norms = [
-            times_up(_operation_norm(operation, node, shape, "l2"), math.sqrt(min(math.prod(shape), node.size)))
+            times_up(_operation_bounds(operation, node, shape, "l2")[1], math.sqrt(min(math.prod(shape), node.size)))
             for operation, node, shape in self.folded
         ]
         return times_up(8.0 * (sum(sizes) + 8.0) * EPS64, *norms)
@@ -144,29 +150,33 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
-        for operation, _, _ in self.folded:
-            if isinstance(operation, Dense):
-                return operation.weight.device
-            if isinstance(operation, Conv):
-                return operation.operator.weight.device
-            if isinstance(operation, Scale):
-                return operation.factor.device
-        return torch.device("cpu")
+        """Where its values are."""
+        return self.nodes[-1].device
 
 
-def _operation_norm(operation: Linear, node: Node, shape: tuple[int, ...], norm: Norm) -> float:
-    """A certified upper bound on one operation's norm."""
+def _operation_bounds(operation: Linear, node: Node, shape: tuple[int, ...], norm: Norm) -> Bounds:
+    """Certified bounds on one operation's norm; below it 0 where nothing better is known."""
     if isinstance(operation, Dense):
-        return inflate(operator_norm_upper(operation.weight, norm), 1)
+        return _dense_bounds(operation.weight, norm)
     if isinstance(operation, Conv):
         bounds = convolution_l2(operation.operator) if norm == "l2" else convolution_linf(operation.operator)
-        return inflate(bounds.upper, 1)
+        return bounds.lower, inflate(bounds.upper, 1)
     if isinstance(operation, Scale):
-        return inflate(float(operation.factor.abs().max()), 1)
+        largest = float(row_norms(operation.factor.reshape(-1, 1)).max())
+        return max(0.0, 2.0 * largest - inflate(largest, 1)), inflate(largest, 1)
     if operation.moves != "anything":
-        return 1.0
-    return _positive_norm(node, shape, norm)
+        return 1.0, 1.0
+    return 0.0, _positive_norm(node, shape, norm)
+
+
+def _dense_bounds(matrix: Tensor, norm: Norm) -> Bounds:
+    if norm == "l2":
+        low, high = spectral_norm_bounds(singular_values(matrix), matrix.shape)
+    else:
+        largest = float(row_norms(matrix).max())
+        high = inflate(largest, matrix.shape[1])
+        low = max(0.0, 2.0 * largest - high)
+    return low, inflate(high, 1)
 
 
 def _linear_part(run: Callable[..., Tensor], start: Tensor, x: Tensor) -> Tensor:
@@ -176,14 +186,14 @@ def _linear_part(run: Callable[..., Tensor], start: Tensor, x: Tensor) -> Tensor
 
 
 def _positive_norm(node: Node, shape: tuple[int, ...], norm: Norm) -> float:
-    """Of an operator A >= 0: ||A||_inf = max A 1 exactly, and Schur's test ||A||_2 <= sqrt(max A 1 * max A' 1)."""
-    ones = torch.ones(shape, dtype=torch.float64)
+    """Of A >= 0 or A <= 0: ||A||_inf = max |A 1| exactly, and Schur's test ||A||_2 <= sqrt(max |A 1| * max |A' 1|)."""
+    ones = torch.ones(shape, dtype=torch.float64, device=node.device)
     rows = _linear_part(node.run, torch.zeros_like(ones), ones)
-    largest_row = inflate(float(rows.max()), ones.numel())
+    largest_row = inflate(float(rows.abs().max()), ones.numel())
     if norm == "linf":
         return largest_row
     out, pull, *_ = torch.func.vjp(node.run, torch.zeros_like(ones))
-    largest_column = inflate(float(pull(torch.ones_like(out))[0].max()), out.numel())
+    largest_column = inflate(float(pull(torch.ones_like(out))[0].abs().max()), out.numel())
     return inflate(math.sqrt(times_up(largest_row, largest_column)), 1)
 
 
@@ -198,10 +208,10 @@ def _fold(first: Linear, second: Linear, shape: tuple[int, ...], out: tuple[int,
         factor = _along(first.factor, shape, -1)
         return None if factor is None else Dense(second.weight * factor)
     if isinstance(first, Conv) and isinstance(second, Scale) and not first.operator.transposed:
-        factor = _along(second.factor, out, 1)
+        factor = _along(second.factor, out, -1 - len(first.operator.kernel))
         return None if factor is None else Conv(_reweighted(first.operator, factor, 0))
     if isinstance(first, Scale) and isinstance(second, Conv) and second.operator.groups == 1:
-        factor = _along(first.factor, shape, 1)
+        factor = _along(first.factor, shape, -1 - len(second.operator.kernel))
         dim = 0 if second.operator.transposed else 1
         return None if factor is None else Conv(_reweighted(second.operator, factor, dim))
     return None

@@ -58,7 +58,13 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
     readers = {source: index for index in range(first + 1, last + 1) for source in items[index].inputs}
     readers[last] = len(items)
     device = next((item.part.device for item in items if isinstance(item.part, Run)), torch.device("cpu"))
-    known = {first: Matrix(torch.eye(items[first].size, dtype=torch.float64, device=device), 0.0)}
+    known: dict[int, Matrix | None] = {first: None}  # None: the identity, which may be too large to be written out
+
+    def written(index: int) -> Matrix:
+        matrix = known[index]
+        eye = torch.eye(items[index].size if matrix is None else 0, dtype=torch.float64, device=device)
+        return Matrix(eye, 0.0) if matrix is None else matrix
+
     steps: list[Step] = []
     slopes: list[int] = []
     for index in range(first + 1, last + 1):
@@ -66,10 +72,11 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
         if isinstance(part, Run):
             matrix = part.matrix
             assert matrix is not None  # _fits() has seen to it
-            known[index] = _times(matrix, known[inputs[0]])
+            before = known[inputs[0]]
+            known[index] = matrix if before is None else _times(matrix, before)
         elif isinstance(part.operation, Slope):
             live = [other for other in known if readers.get(other, -1) > index]
-            rows = [known[inputs[0]], *(known[other] for other in live)]
+            rows = [written(inputs[0]), *(written(other) for other in live)]
             sizes = [len(row.entries) for row in rows]
             low, high = (spread(bound, part.shape, device) for bound in (part.operation.low, part.operation.high))
             ones = low.new_ones(sum(sizes[1:]))
@@ -85,9 +92,9 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
             eye = torch.eye(sum(sizes), dtype=torch.float64, device=device)
             known = {other: Matrix(block, 0.0) for other, block in zip([index, *live], eye.split(sizes), strict=True)}
         else:
-            known[index] = _combined(part, [known[source] for source in inputs], [items[i].shape for i in inputs])
+            known[index] = _combined(part, [written(source) for source in inputs], [items[i].shape for i in inputs])
         known = {other: matrix for other, matrix in known.items() if readers.get(other, -1) > index}
-    return StateSpace(tuple(steps), tuple(slopes), known[last])
+    return StateSpace(tuple(steps), tuple(slopes), written(last))
 
 
 def _fits(items: Sequence[Item], index: int, largest: int) -> bool:
@@ -124,7 +131,8 @@ def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, 
             entries, error + 8.0 * len(before) * EPS64 * sum(float(matrix.entries.norm()) for matrix in before)
         )
     columns = [matrix.entries.T.reshape(-1, *shape) for matrix, shape in zip(before, shapes, strict=True)]
-    joined: Tensor = torch.func.vmap(node.run)(*columns)
+    constant = node.run(*(torch.zeros_like(column[0]) for column in columns))  # what does not depend on the input
+    joined: Tensor = torch.func.vmap(node.run)(*columns) - constant
     return Matrix(joined.flatten(1).T, sum(matrix.error for matrix in before))
 
 

@@ -135,7 +135,7 @@ def row_residuals(matrix: Float[Tensor, "h d"], k: int, q: float = 1.0) -> Float
     """
     _check_k(k, matrix.shape[-1])
     magnitudes = _scale(_magnitudes(matrix).to(torch.float64))
-    whole = vector_norms(magnitudes, q)
+    whole = _sizes(magnitudes, q)
     rest = matrix.shape[-1] - k
     if rest == 0:
         return torch.zeros_like(whole)
@@ -144,7 +144,12 @@ def row_residuals(matrix: Float[Tensor, "h d"], k: int, q: float = 1.0) -> Float
     else:
         magnitudes.numpy().partition(rest - 1, axis=-1)
         smallest = magnitudes[:, :rest]
-    return vector_norms(smallest, q) / torch.where(whole > 0, whole, 1.0)
+    return _sizes(smallest, q) / torch.where(whole > 0, whole, 1.0)
+
+
+def _sizes(magnitudes: Float[Tensor, "h n"], q: float) -> Float[Tensor, "h"]:
+    """l_q norms of rows; sums, unlike powers, neither vanish nor overflow."""
+    return magnitudes.sum(-1) if q == 1 else vector_norms(magnitudes, q)
 
 
 def participation_ratio(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
@@ -155,9 +160,13 @@ def participation_ratio(theta: Real[Tensor, "*batch n"]) -> Float[Tensor, "*batc
     >>> participation_ratio(torch.tensor([2.0, 2.0, -2.0, 0.0, 2.0])).item()
     4.0
     """
-    magnitudes = _scale(_magnitudes(theta).to(torch.float64))
-    root: Tensor = torch.linalg.vector_norm(magnitudes, dim=-1)
-    return (magnitudes.sum(-1) / torch.where(root > 0, root, 1.0)).square()
+    return participation(_scale(_magnitudes(theta).to(torch.float64)))
+
+
+def participation(scaled: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """``participation_ratio`` of what ``ascending_magnitudes`` returned."""
+    root: Tensor = torch.linalg.vector_norm(scaled, dim=-1)
+    return (scaled.sum(-1) / torch.where(root > 0, root, 1.0)).square()
 
 
 def pq_index(theta: Real[Tensor, "*batch n"], p: float = 0.5, q: float = 1.0) -> Float[Tensor, "*batch"]:
@@ -178,8 +187,12 @@ def pq_index(theta: Real[Tensor, "*batch n"], p: float = 0.5, q: float = 1.0) ->
     """
     if not 0.0 < p < q < math.inf:
         raise ModelError("the orders of a PQ index must be 0 < p < q", f"p={p:g}, q={q:g}", "use p=0.5, q=1")
-    magnitudes = _scale(_magnitudes(theta).to(torch.float64))
-    low, high = ((magnitudes**order).mean(-1) ** (1.0 / order) for order in (p, q))
+    return pq(_scale(_magnitudes(theta).to(torch.float64)), p, q)
+
+
+def pq(scaled: Float[Tensor, "*batch n"], p: float = 0.5, q: float = 1.0) -> Float[Tensor, "*batch"]:
+    """``pq_index`` of what ``ascending_magnitudes`` returned."""
+    low, high = ((scaled if order == 1 else scaled**order).mean(-1) ** (1.0 / order) for order in (p, q))
     return torch.where(high > 0, 1.0 - low / torch.where(high > 0, high, 1.0), 0.0)
 
 

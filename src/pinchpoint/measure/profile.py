@@ -15,8 +15,8 @@ from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import (
     ascending_magnitudes,
     dominant_terms,
-    participation_ratio,
-    pq_index,
+    participation,
+    pq,
     row_residuals,
     tail_shares,
 )
@@ -163,22 +163,23 @@ def _view(theta: Float[Tensor, "n"], k_share: float, target: float, q: float) ->
     n = theta.shape[0]
     k = dominant_terms(k_share, n)
     ascending = ascending_magnitudes(theta)
-    residuals = torch.cat([ascending.new_zeros(1), tail_shares(ascending, q)])  # residuals[i]: of the i smallest
+    shares = tail_shares(ascending, q)  # shares[i - 1]: the residual that leaves out the i smallest
     total = float(ascending.sum())
     ranks = torch.linspace(1, n, min(n, _POINTS), dtype=torch.float64, device=theta.device).round().long()
+    residuals = torch.where(ranks < n, shares[n - ranks - 1], 0.0)
     return View(
         n=n,
         k=k,
         q=q,
-        residual=float(residuals[n - k]),
+        residual=float(shares[n - k - 1]) if k < n else 0.0,
         spread=float(1.0 - ascending[n - k]) if total > 0 else 0.0,
         target=target,
-        k_for_target=int((residuals[:-1] > target).sum()) + 1,
-        participation_ratio=float(participation_ratio(ascending)),
-        pq_index=float(pq_index(ascending)),
+        k_for_target=int((shares[:-1] > target).sum()) + 1,
+        participation_ratio=float(participation(ascending)),
+        pq_index=float(pq(ascending)),
         ranks=ranks.tolist(),
         values=(ascending[n - ranks] / (total or 1.0)).tolist(),
-        residuals=residuals[n - ranks].tolist(),
+        residuals=residuals.tolist(),
     )
 
 

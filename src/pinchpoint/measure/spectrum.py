@@ -139,7 +139,8 @@ def vector_norms(vectors: Float[Tensor, "*batch n"], order: int | float = 2) -> 
     [5e-200, 0.0]
     """
     # a constant to autograd: the gradient is the same
-    top = vectors.detach().abs().amax(dim=-1, keepdim=True)
+    low, high = vectors.detach().amin(dim=-1, keepdim=True), vectors.detach().amax(dim=-1, keepdim=True)
+    top = torch.maximum(low.abs(), high.abs())
     norms: Tensor = torch.linalg.vector_norm(vectors / torch.where(top > 0, top, 1.0), order, dim=-1)
     result: Tensor = norms * top.squeeze(-1)
     return result

@@ -1,0 +1,62 @@
+"""How long certifying takes, predicted from the number of floating point operations before anything is written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pinchpoint.bound.operations import Dense, Join, Slope, Sum
+from pinchpoint.bound.product import Item, cuts
+from pinchpoint.bound.runs import LARGEST_MATRIX, Run
+from pinchpoint.bound.states import LARGEST_STATE
+from pinchpoint.records import Norm
+
+_RATE = 5e9
+"""Floating point operations a second that are counted on: two cores shared with others."""
+_WRITTEN = 1e7
+"""Entries of a convolution's matrix written out a second."""
+
+
+def writing_seconds(run: Run) -> float:
+    """Seconds to write a run out as a matrix."""
+    stored = all(isinstance(operation, Dense) for operation, _, _ in run.folded)
+    return 0.0 if stored else run.rows * run.columns / _WRITTEN
+
+
+def structure_seconds(runs: Sequence[Run]) -> float:
+    """Seconds for the singular values of all runs as matrices."""
+    operations = sum(4.0 * run.rows * run.columns * min(run.rows, run.columns) for run in runs)
+    return operations / _RATE + sum(map(writing_seconds, runs))
+
+
+def alignment_seconds(first: Run, second: Run, norm: Norm) -> float:
+    """Seconds to align two runs."""
+    side = min(first.rows, first.columns + second.rows)
+    operations = 250.0 * side**3 if norm == "l2" else 40.0 * first.rows * first.columns * second.rows
+    return operations / _RATE + writing_seconds(first) + writing_seconds(second)
+
+
+def ellipsoid_seconds(items: Sequence[Item]) -> float | None:
+    """Seconds of one evaluation of the ellipsoids; None where no stretch of the network with an activation fits."""
+    seconds, some = 0.0, False
+    for first, last in pairwise(cuts(items)):
+        inside = range(first + 1, last + 1)
+        if not all(_fits(items[index]) for index in inside):
+            continue
+        readers = {source: index for index in inside for source in items[index].inputs}
+        for index in inside:
+            part = items[index].part
+            if isinstance(part, Run):
+                seconds += writing_seconds(part)
+                seconds += 2.0 * part.rows * part.columns * (part.rows + part.columns) / _RATE
+            elif isinstance(part.operation, Slope):
+                passing = sum(items[other].size for other, reader in readers.items() if other < index < reader)
+                seconds += 12.0 * (items[index].size + passing) ** 3 / _RATE
+                some = True
+    return seconds if some else None
+
+
+def _fits(item: Item) -> bool:
+    if isinstance(item.part, Run):
+        return item.part.rows <= LARGEST_STATE and item.part.rows * item.part.columns <= LARGEST_MATRIX
+    return isinstance(item.part.operation, Slope | Sum | Join) and item.size <= LARGEST_STATE
