@@ -41,9 +41,7 @@ def random_weights(seed, widths):
 @pytest.fixture(scope="module")
 def digits_like(trained):
     """A trained network, cut down to what a semidefinite solver takes: 10-14-12-10."""
-    first, second, head = (
-        trained[place].weight.detach().double().numpy() for place in (1, 3, 5)
-    )
+    first, second, head = (trained[place].weight.detach().double().numpy() for place in (1, 3, 5))
     return [first[:14, 20:30], second[:12, :14], head[:, :12]]
 
 

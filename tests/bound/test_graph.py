@@ -1,4 +1,4 @@
-"""Tracing sees what really runs: hooks, parametrisations, repeated modules, in-place changes; and says what it cannot take."""
+"""Tracing sees what really runs: hooks, parametrisations, repeated modules, in-place changes. The rest it names."""
 
 from __future__ import annotations
 
@@ -101,7 +101,10 @@ MODELS = {
     "residual": (lambda: nn.Sequential(Unit(1, 2, 1), Unit(2, 4, 2), nn.AvgPool2d(2), nn.Flatten()), (1, 4, 4)),
     "side by side": (Dense, (1, 4, 4)),
     "shared": (TwoSteps, (6,)),
-    "in place": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3), nn.PReLU(), nn.Hardtanh(inplace=True)), (6,)),
+    "in place": (
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3), nn.PReLU(), nn.Hardtanh(inplace=True)),
+        (6,),
+    ),
     "knows": (lambda: nn.Sequential(Doubles(nn.Linear(6, 6)), nn.ReLU(), Doubles(Doubles())), (6,)),
     "constants": (lambda: f(lambda x: x + torch.zeros_like(x) + x.new_ones(6) - torch.arange(6)), (6,)),
     "nothing": (nn.Identity, (6,)),
@@ -201,7 +204,9 @@ def test_where_the_input_shape_comes_from():
     rule = "a bound needs the shape of one input"
     remedy = "give input_shape, for example (3, 32, 32)."
     for model in (nn.Conv2d(1, 1, 1), nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), nn.ReLU()):
-        with refused(ModelError, f"{rule}, but got {type(model).__name__} without a fully connected layer in front; {remedy}"):
+        with refused(
+            ModelError, f"{rule}, but got {type(model).__name__} without a fully connected layer in front; {remedy}"
+        ):
             trace(model)
 
 
@@ -215,7 +220,10 @@ def test_what_cannot_be_traced_says_so():
     )
     with refused(ModelError, text):
         trace(nn.Conv2d(1, 2, 3), (3, 4, 4))
-    one, wrap = "a model must return one tensor that depends on its input", "wrap it in a module that returns the logits."
+    one, wrap = (
+        "a model must return one tensor that depends on its input",
+        "wrap it in a module that returns the logits.",
+    )
     for model, seen in (
         (f(lambda x: (x, 2 * x)), "2 outputs"),
         (f(lambda x: {"logits": x, "features": x, "loss": x.sum()}), "3 outputs"),
@@ -242,7 +250,9 @@ def test_what_cannot_be_traced_says_so():
 def test_decisions_that_depend_on_values_are_refused_in_one_sentence(function, capfd):
     with pytest.raises(ModelError) as caught:
         trace(f(function), (3,))
-    assert str(caught.value).startswith("a certified bound needs a model that torch.export can trace: the same operations")
+    assert str(caught.value).startswith(
+        "a certified bound needs a model that torch.export can trace: the same operations"
+    )
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 

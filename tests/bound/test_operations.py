@@ -201,7 +201,9 @@ def test_no_pair_of_points_is_further_apart_than_claimed(name):
 LINEAR = [
     name
     for name in CASES
-    if not any(word in name for word in ("max", "norm", "soft", "prelu", "clamp", "cat", "stack", "in place", "residual"))
+    if not any(
+        word in name for word in ("max", "norm", "soft", "prelu", "clamp", "cat", "stack", "in place", "residual")
+    )
 ]
 
 
@@ -337,7 +339,12 @@ REFUSED = {
         "batch_norm",
         "it normalises by the statistics of its batch",
     ),
-    "layer norm without eps": (nn.LayerNorm(6, eps=0.0), LINE, "layer_norm", "with eps = 0 it is not globally Lipschitz"),
+    "layer norm without eps": (
+        nn.LayerNorm(6, eps=0.0),
+        LINE,
+        "layer_norm",
+        "with eps = 0 it is not globally Lipschitz",
+    ),
     "float32 inside": (f(lambda x: x.float().double()), LINE, "to", "it rounds to float32"),
     "two shapes": (f(lambda x: x + x.mean(1, keepdim=True)), LINE, "add", "it adds values of different shapes"),
     "held twice": (f(lambda x: torch.cat([x, x.relu(), x], 1)), LINE, "cat", "it holds one value twice"),

@@ -1,4 +1,4 @@
-"""Constants multiplied along graphs: against the definition on chains, enumeration on residual networks, and random pairs."""
+"""Constants multiplied along graphs: against the definition on chains, enumeration on residual networks, random pairs."""
 
 from __future__ import annotations
 
@@ -53,8 +53,24 @@ class Skips(nn.Module):
 def test_a_network_is_cut_where_everything_goes_through_one_value():
     torch.manual_seed(0)
     items = items_of(trace(Skips(), (4,)))
-    kinds = [type(item.part).__name__ if isinstance(item.part, Run) else type(item.part.operation).__name__ for item in items]
-    assert kinds == ["NoneType", "Run", "Slope", "Join", "Run", "Slope", "Run", "Slope", "Run", "Sum", "Run", "Largest", "Run"]
+    kinds = [
+        type(item.part).__name__ if isinstance(item.part, Run) else type(item.part.operation).__name__ for item in items
+    ]
+    assert kinds == [
+        "NoneType",
+        "Run",
+        "Slope",
+        "Join",
+        "Run",
+        "Slope",
+        "Run",
+        "Slope",
+        "Run",
+        "Sum",
+        "Run",
+        "Largest",
+        "Run",
+    ]
     assert cuts(items) == [0, 3, 4, 5, 9, 10, 11, 12]
     assert [len(item.part.nodes) for item in items if isinstance(item.part, Run)] == [1, 1, 1, 1, 1, 3]
     assert items_of(trace(nn.Identity(), (4,)))[-1].inputs == ()
@@ -76,11 +92,11 @@ def test_a_chain_is_the_product_of_its_norms_or_better_by_pairs(kinds, seed, sca
         factors = [alignment(*map(torch.from_numpy, two), norm).factor for two in itertools.pairwise(weights)]
         choices = [()] + [(i,) for i in range(len(factors))] + [(0, 2)] * (len(factors) > 2)
         best = min(math.prod(factors[i] for i in choice) for choice in choices)  # disjoint pairs only
-        aligned = lipschitz(network, norm=norm, method="alignment", budget_s=0).upper
+        aligned = lipschitz(network, norm=norm, method="alignment", budget_s=0.0).upper
         assert aligned == pytest.approx(math.prod(norms) * best, rel=1e-11)
         assert aligned <= found
         assert largest_over_masks(weights, norm) <= aligned * (1 + 1e-14)
-        structure = lipschitz(network, norm=norm, method="structure", budget_s=0).upper
+        structure = lipschitz(network, norm=norm, method="structure", budget_s=0.0).upper
         assert found <= structure * (1 + 1e-13)
 
 

@@ -146,7 +146,10 @@ def test_norms_of_products_are_certified_at_every_scale(kinds, seed, scale):
     product = weights[0].astype(np.longdouble)
     for weight in weights[1:]:
         product = weight.astype(np.longdouble) @ product
-    assert np.linalg.norm(run.matrix.entries.numpy() / scale - (product / scale).astype(float), 2) <= run.matrix.error / scale
+    assert (
+        np.linalg.norm(run.matrix.entries.numpy() / scale - (product / scale).astype(float), 2)
+        <= run.matrix.error / scale
+    )
     for norm in NORMS:
         low, high = run.norm_bounds(norm)
         truth = operator_norm(product.astype(float), norm)

@@ -152,18 +152,32 @@ def test_constants_side_by_side_with_values_do_not_move():
         assert found.lower == pytest.approx(1.0, rel=1e-6)
 
 
-def test_a_network_is_a_chain_of_what_fits_and_what_does_not():
+def test_a_network_is_a_chain_of_what_fits_and_what_does_not(monkeypatch):
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Unflatten(1, (1, 6)), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 3)]
+    layers = [
+        nn.Linear(6, 6),
+        nn.ReLU(),
+        nn.Linear(6, 6),
+        nn.Unflatten(1, (1, 6)),
+        nn.MaxPool1d(2),
+        nn.Flatten(),
+        nn.Linear(3, 3),
+    ]
     model = nn.Sequential(*layers, nn.ReLU(), nn.Linear(3, 2))
     items = items_of(trace(model))
     parts = stretches(items)
-    assert [(part.first, part.last, part.states is not None) for part in parts] == [(0, 3, True), (3, 4, False), (4, 7, True)]
+    assert [(part.first, part.last, part.states is not None) for part in parts] == [
+        (0, 3, True),
+        (3, 4, False),
+        (4, 7, True),
+    ]
     assert isinstance(items[4].part.operation, Largest)
     for norm in ("l2", "linf"):
         pieces = [propagate(items, norm, first=part.first, last=part.last) for part in parts]
         assert math.prod(pieces) == pytest.approx(propagate(items, norm), rel=1e-12)
-    small = stretches(items, largest=5)
+    assert all(part.states is None for part in stretches(items, seconds=0.0)), "none is free"
+    monkeypatch.setattr("pinchpoint.bound.cost.LARGEST_STATE", 5)
+    small = stretches(items)
     assert [part.states is not None for part in small] == [False, False, False, False, True]
 
 

@@ -8,9 +8,10 @@ from itertools import pairwise
 from pinchpoint.bound.operations import Dense, Join, Slope, Sum
 from pinchpoint.bound.product import Item, cuts
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
-from pinchpoint.bound.states import LARGEST_STATE
 from pinchpoint.records import Norm
 
+LARGEST_STATE = 2500
+"""Entries of a value that is part of a state, at most: one optimisation step costs a few times the cube of this."""
 _RATE = 5e9
 """Floating point operations a second that are counted on: two cores shared with others."""
 _WRITTEN = 1e7
@@ -38,25 +39,32 @@ def alignment_seconds(first: Run, second: Run, norm: Norm) -> float:
 
 def ellipsoid_seconds(items: Sequence[Item]) -> float | None:
     """Seconds of one evaluation of the ellipsoids; None where no stretch of the network with an activation fits."""
-    seconds, some = 0.0, False
-    for first, last in pairwise(cuts(items)):
-        inside = range(first + 1, last + 1)
-        if not all(_fits(items[index]) for index in inside):
-            continue
-        readers = {source: index for index in inside for source in items[index].inputs}
-        for index in inside:
-            part = items[index].part
-            if isinstance(part, Run):
-                seconds += writing_seconds(part)
-                seconds += 2.0 * part.rows * part.columns * (part.rows + part.columns) / _RATE
-            elif isinstance(part.operation, Slope):
-                passing = sum(items[other].size for other, reader in readers.items() if other < index < reader)
-                seconds += 12.0 * (items[index].size + passing) ** 3 / _RATE
-                some = True
-    return seconds if some else None
+    found = [
+        stretch_seconds(items, first, last)
+        for first, last in pairwise(cuts(items))
+        if all(fits(items[index]) for index in range(first + 1, last + 1))
+    ]
+    return sum(found) if any(found) else None
 
 
-def _fits(item: Item) -> bool:
+def stretch_seconds(items: Sequence[Item], first: int, last: int) -> float:
+    """Seconds of one evaluation on the items after ``first`` up to ``last``, which all fit."""
+    inside = range(first + 1, last + 1)
+    readers = {source: index for index in inside for source in items[index].inputs}
+    seconds = 0.0
+    for index in inside:
+        part = items[index].part
+        if isinstance(part, Run):
+            seconds += writing_seconds(part)
+            seconds += 2.0 * part.rows * part.columns * (part.rows + part.columns) / _RATE
+        elif isinstance(part.operation, Slope):
+            passing = sum(items[other].size for other, reader in readers.items() if other < index < reader)
+            seconds += 12.0 * (items[index].size + passing) ** 3 / _RATE
+    return seconds
+
+
+def fits(item: Item) -> bool:
+    """Whether an item can be part of a state space."""
     if isinstance(item.part, Run):
         return item.part.rows <= LARGEST_STATE and item.part.rows * item.part.columns <= LARGEST_MATRIX
     return isinstance(item.part.operation, Slope | Sum | Join) and item.size <= LARGEST_STATE

@@ -46,6 +46,10 @@ ASSUMPTIONS = (
 )
 
 
+_ONE_PASS = 1.0
+"""Seconds that one evaluation of the ellipsoids may take, whatever the budget."""
+
+
 @dataclass(frozen=True)
 class Lipschitz:
     """``lower <= true constant <= upper``, from l_p to l_p.
@@ -180,7 +184,7 @@ def margins(
     features, head = encoder(network)
     items, before = items_of(network), items_of(features)
     upper = scaled_up(dual_differences(head, norm), propagate(before, norm))
-    parts = stretches(items)
+    parts = stretches(items, max(_ONE_PASS, budget_s))
     for other in ("l2", "linf") if norm == "linf" else ("l2",):
         factor = equivalence_factor(network) if other != norm else 1.0
         found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1), steps)
@@ -208,10 +212,12 @@ def uppers_by_method(network: Network, norm: Norm, method: Method, seconds: floa
         found["alignment"] = propagate(items, norm, pair_factor=lambda first, second: _factor(first, second, norm))
     if all_of_them or method in ("fast", "first-order"):
         share = seconds / 2.0 if all_of_them and norm == "linf" else seconds
-        fast, sharpened = by_ellipsoid(items, norm, share, 0 if method == "fast" else steps)
-        if method != "first-order":
+        parts = stretches(items, max(_ONE_PASS, share) if all_of_them else math.inf)
+        fast, sharpened = by_ellipsoid(items, parts, norm, share, 0 if method == "fast" else steps)
+        known = any(part.states is not None for part in parts)
+        if method == "fast" or (all_of_them and known):
             found["fast"] = fast
-        if method == "first-order" or (all_of_them and steps > 0):
+        if method == "first-order" or (all_of_them and known and steps > 0):
             found["first-order"] = sharpened
     if norm == "linf" and (all_of_them or method == "equivalence"):
         others = uppers_by_method(network, "l2", "tightest", seconds / 2.0, steps)
@@ -223,10 +229,11 @@ def uppers_by_method(network: Network, norm: Norm, method: Method, seconds: floa
     return found
 
 
-def by_ellipsoid(items: Sequence[Item], norm: Norm, seconds: float, steps: int) -> tuple[float, float]:
+def by_ellipsoid(
+    items: Sequence[Item], parts: Sequence[Stretch], norm: Norm, seconds: float, steps: int
+) -> tuple[float, float]:
     """The fast and the first-order constant: stretch by stretch, with the product where a stretch has no state space."""
     fast = sharpened = 1.0
-    parts = stretches(items)
     left = sum(part.states is not None for part in parts)
     end = time.perf_counter() + seconds
     for part in parts:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pinchpoint.bound.graph import Network, Node
-from pinchpoint.bound.operations import Linear
+from pinchpoint.bound.operations import Conv, Dense, Join, Largest, Linear, Scale, Slope, Sum
 from pinchpoint.bound.product import combined, items_of
 from pinchpoint.bound.runs import Run
 from pinchpoint.errors import ModelError
@@ -149,10 +149,10 @@ def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1
     moved = float(vector_norms((b - a).flatten(), _ORDER[norm]))
     if moved == 0.0:
         return 0.0
-    (there, off_there), (here, off_here) = _with_rounding(network, b), _with_rounding(network, a)
-    off = (off_here + off_there) * (1.0 if norm == "linf" else here.numel() ** 0.5)
-    change = float(vector_norms((there - here).flatten(), _ORDER[norm])) - off
-    return max(0.0, change / inflate(moved, a.numel() + here.numel()))
+    values = [network.values(point) for point in (a, b)]
+    off = sum(_rounding(network, each)[-1][norm == "l2"] for each in values)
+    change = float(vector_norms((values[1][-1] - values[0][-1]).flatten(), _ORDER[norm]))
+    return max(0.0, (change - off) / inflate(moved, a.numel() + values[0][-1].numel()))
 
 
 def _steepest(gradient: Tensor, before: Tensor, norm: Norm, dims: tuple[int, ...]) -> Tensor:
@@ -198,24 +198,55 @@ def _top_directions(network: Network, points: Tensor, norm: Norm) -> Tensor:
 
 def rounding(network: Network, values: Sequence[Tensor]) -> list[float]:
     """For each item, by how much rounding can have moved any entry of its value."""
-    nodes = network.nodes
-    largest = [float(value.abs().max()) for value in values]
-    off = [0.0]
-    for node, top in zip(nodes[1:], largest[1:], strict=True):
-        enlarged = _enlarged(node, nodes, [off[source] for source in node.inputs])
-        reach = _enlarged(node, nodes, [largest[source] for source in node.inputs])
-        terms = 8.0 * (node.size + sum(nodes[source].size for source in node.inputs))
-        off.append(enlarged + terms * (EPS64 * (reach + top) + _TINY))
-    return [off[item.node] for item in items_of(network)]
+    return [by_entry for by_entry, _ in _rounding(network, values)]
 
 
-def _with_rounding(network: Network, point: Tensor) -> tuple[Tensor, float]:
-    values = network.values(point)
-    return values[-1], rounding(network, values)[-1]
+def _rounding(network: Network, values: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """For each item, by how much rounding can have moved its value: any entry of it, and its l2 norm.
+
+    Each follows from the errors before it, enlarged by norms in l_inf or, where they are known, in l_2, and limits the
+    other: in a deep network products of l_inf norms grow faster.
+    """
+    largest = {node: float(value.abs().max()) for node, value in zip(network.nodes, values, strict=True)}
+    items = items_of(network)
+    found = [(0.0, 0.0)]
+    for item in items[1:]:
+        part, root = item.part, math.sqrt(item.size)
+        before = [found[source] for source in item.inputs]
+        nodes = part.nodes if isinstance(part, Run) else (part,)
+        entry, own = [error for error, _ in before], 0.0
+        for node in nodes:
+            sources = [network.nodes[source] for source in node.inputs]
+            fresh = _fresh(node, sources, largest)
+            entry = [_enlarged(node, sources, entry) + fresh]
+            own = fresh if node is nodes[0] else _enlarged(node, sources, [own]) + fresh
+        if isinstance(part, Run):
+            enlarged = times_up(part.norm("l2"), before[0][1]) if part.knows("l2") else math.inf
+        else:
+            enlarged = combined(part, [length for _, length in before], "l2")
+        length = min(inflate(enlarged + root * own, 8), inflate(root * entry[0], 1))
+        found.append((min(entry[0], length), length))
+    return found
 
 
-def _enlarged(node: Node, nodes: Sequence[Node], sizes: list[float]) -> float:
+def _fresh(node: Node, sources: Sequence[Node], largest: dict[Node, float]) -> float:
+    """What one operation's own rounding can add to an entry: a sum of n terms is off by less than n eps times theirs."""
+    operation = node.operation
+    if isinstance(operation, Dense):
+        terms = operation.weight.shape[1]
+    elif isinstance(operation, Conv):
+        weight = operation.operator.weight
+        terms = weight.numel() // min(weight.shape[:2])
+    elif isinstance(operation, Scale | Slope | Sum | Join | Largest):
+        terms = 2 + len(sources)
+    else:
+        terms = node.size + sum(source.size for source in sources)
+    reach = _enlarged(node, sources, [largest[source] for source in sources])
+    return 8.0 * (terms + 1) * (EPS64 * (reach + largest[node]) + _TINY)
+
+
+def _enlarged(node: Node, sources: Sequence[Node], sizes: list[float]) -> float:
     """The largest size of an entry after an operation, from those before it."""
     if isinstance(node.operation, Linear):
-        return times_up(Run((node,), nodes[node.inputs[0]].shape).norm("linf"), sizes[0])
+        return times_up(Run((node,), sources[0].shape).norm("linf"), sizes[0])
     return combined(node, sizes, "linf")

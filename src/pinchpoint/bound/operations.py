@@ -413,9 +413,7 @@ _POSITIVE: dict[str, Literal["nothing", "order", "anything"]] = {
     **dict.fromkeys(" ".join((_SELECTING, _PADDING, _AVERAGING, _ENLARGING)).split(), "anything"),
 }
 _SLOPES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("relu", "relu6", "hardtanh", "tanh", "clamp", "clamp_min", "clamp_max", "softshrink"), (0.0, 1.0)
-    ),
+    **dict.fromkeys(("relu", "relu6", "hardtanh", "tanh", "clamp", "clamp_min", "clamp_max", "softshrink"), (0.0, 1.0)),
     "log_sigmoid": (0.0, 1.0),
     **dict.fromkeys(("abs", "sin", "cos"), (-1.0, 1.0)),
     "sigmoid": (0.0, 0.25),

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.bound.alignment import Alignment, alignment
-from pinchpoint.bound.cost import alignment_seconds, ellipsoid_seconds, structure_seconds
+from pinchpoint.bound.cost import LARGEST_STATE, alignment_seconds, ellipsoid_seconds, structure_seconds
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.layerwise import has_weights, layer_bounds
 from pinchpoint.bound.lipschitz import (
@@ -34,7 +34,7 @@ from pinchpoint.bound.operations import Unbounded
 from pinchpoint.bound.product import Item, find_norms, items_of, pairs, parts_of, propagate
 from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
-from pinchpoint.bound.states import LARGEST_STATE
+from pinchpoint.bound.states import stretches
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.spectrum import check_norm, times_up
 from pinchpoint.measure.threads import one_thread
@@ -233,7 +233,7 @@ class _Whole:
         else:
             seconds = self.share.left(0.5)
             late = self.share.refuses(10 * _STEP * once, 0.5)
-            fast, sharpened = by_ellipsoid(items, norm, seconds, 0 if late else 150)
+            fast, sharpened = by_ellipsoid(items, stretches(items), norm, seconds, 0 if late else 150)
             yield _upper("fast", fast)
             yield _upper("first-order", None, late) if late else _upper("first-order", sharpened)
         if norm == "linf":
@@ -299,7 +299,7 @@ class _Whole:
         best = propagate(items, norm)
         once = ellipsoid_seconds(items)
         if once is not None and self.share.refuses(once, 0.6) is None:
-            best = min(best, *by_ellipsoid(items, norm, self.share.left(0.6), 150))
+            best = min(best, *by_ellipsoid(items, stretches(items), norm, self.share.left(0.6), 150))
         if norm == "linf":
             best = min(best, self._equivalence(items, "encoder").value or math.inf)
         return best if best < math.inf else None
@@ -332,17 +332,19 @@ class _Whole:
             self.reasons["lower"] = "what rounding may do to a network of this depth is larger than any change seen"
             return 0.0, 0.0
         began = time.perf_counter()
-        self.network(points[0])
-        pass_s = time.perf_counter() - began
-        many = int(self.share.left() / (8 * min(self.network.nodes[-1].size, 24) * pass_s + 1e-3))
-        points = points[: max(1, min(len(points), many))]
-        low = max(certified, sampled(self.network, points, norm)[1])
-        if self.share.left() == 0.0:
+        low = max(certified, sampled(self.network, points[:1], norm)[1])
+        each = time.perf_counter() - began
+        many = min(len(points), int(self.share.left() / (_ASCENT * each)))
+        if many == 0:
+            self.reasons["lower"] = f"no ascent: it would take about {_ASCENT * each:.2g} s"
             return low, low
-        return low, max(low, ascended(self.network, points, norm, seconds=self.share.left()))
+        low = max(low, sampled(self.network, points[:many], norm)[1])
+        return low, max(low, ascended(self.network, points[:many], norm, seconds=self.share.left() / 2))
 
 
 _FITS_NOT = f"no stretch with an activation fits: states of {LARGEST_STATE} entries, layers that fit as matrices"
+_ASCENT = 8.0
+"""Ascent from a point takes at least so many times what sampling there takes."""
 _STEP = 4.0
 """An optimisation step takes so many times what one evaluation takes."""
 

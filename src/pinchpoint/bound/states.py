@@ -6,21 +6,21 @@ slope 1. This is the form that ``pinchpoint.bound.ellipsoid`` bounds, and it nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from pinchpoint.bound.cost import fits, stretch_seconds
 from pinchpoint.bound.ellipsoid import Step
 from pinchpoint.bound.graph import Node
-from pinchpoint.bound.operations import Join, Slope, Sum
+from pinchpoint.bound.operations import Slope, Sum
 from pinchpoint.bound.product import Item, cuts
 from pinchpoint.bound.runs import Matrix, Run
 from pinchpoint.measure.spectrum import EPS64
-
-LARGEST_STATE = 2500
-"""Entries of a state, at most: one optimisation step costs a few times the cube of this."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,26 @@ class Stretch:
     states: StateSpace | None
 
 
-def stretches(items: Sequence[Item], largest: int = LARGEST_STATE) -> list[Stretch]:
-    """The network as a chain of stretches, those that can be written as states as long as possible."""
+def stretches(items: Sequence[Item], seconds: float = math.inf) -> list[Stretch]:
+    """The network as a chain of stretches, those that can be written as states as long as possible.
+
+    Where one evaluation of a stretch is predicted to take longer than ``seconds``, its states are left out.
+    """
     found: list[tuple[int, int, bool]] = []
-    for first, last in zip(points := cuts(items), points[1:], strict=False):
-        fits = all(_fits(items, index, largest) for index in range(first + 1, last + 1))
-        if found and fits and found[-1][2]:
+    for first, last in pairwise(cuts(items)):
+        fit = all(fits(items[index]) for index in range(first + 1, last + 1))
+        if found and fit and found[-1][2]:
             found[-1] = (found[-1][0], last, True)
         else:
-            found.append((first, last, fits))
-    return [Stretch(first, last, state_space(items, first, last) if fits else None) for first, last, fits in found]
+            found.append((first, last, fit))
+    return [
+        Stretch(
+            first,
+            last,
+            state_space(items, first, last) if fit and stretch_seconds(items, first, last) <= seconds else None,
+        )
+        for first, last, fit in found
+    ]
 
 
 def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
@@ -71,7 +81,7 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
         part, inputs = items[index].part, items[index].inputs
         if isinstance(part, Run):
             matrix = part.matrix
-            assert matrix is not None  # _fits() has seen to it
+            assert matrix is not None  # fits() has seen to it
             before = known[inputs[0]]
             known[index] = matrix if before is None else _times(matrix, before)
         elif isinstance(part.operation, Slope):
@@ -95,13 +105,6 @@ def state_space(items: Sequence[Item], first: int, last: int) -> StateSpace:
             known[index] = _combined(part, [written(source) for source in inputs], [items[i].shape for i in inputs])
         known = {other: matrix for other, matrix in known.items() if readers.get(other, -1) > index}
     return StateSpace(tuple(steps), tuple(slopes), written(last))
-
-
-def _fits(items: Sequence[Item], index: int, largest: int) -> bool:
-    part = items[index].part
-    if isinstance(part, Run):
-        return part.rows <= largest and part.matrix is not None
-    return isinstance(part.operation, Slope | Sum | Join) and items[index].size <= largest
 
 
 def _times(second: Matrix, first: Matrix) -> Matrix:
