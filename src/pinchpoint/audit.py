@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -86,6 +85,7 @@ class AuditConfig(BaseModel):
     universal_steps: int = Field(default=200, ge=1)
     samples: int | None = Field(default=None, ge=1, description="attack the first n test samples; all where null")
     jacobian_samples: int = Field(default=16, ge=0, description="points at which the lower Lipschitz bound is sampled")
+    bound_seconds: float = Field(default=60.0, ge=0, description="no certified bound is sharpened for longer than this")
     bound_steps: int = Field(default=100, ge=0, description="optimisation steps of each certified bound")
     k_share: float = Field(default=0.1, gt=0, le=1, description="share of terms counted as dominant")
     target: float = Field(default=0.1, ge=0, le=1, description="residual that k_for_target reaches")
@@ -184,12 +184,12 @@ def _bound(
     network = trace(model, x.shape[1:])
     features, head = encoder(network)
     points, steps = x[: config.jacobian_samples], config.bound_steps
-    tightest = lipschitz(features, norm=threat.norm, inputs=points, budget_s=math.inf, steps=steps)
+    tightest = lipschitz(features, norm=threat.norm, inputs=points, budget_s=config.bound_seconds, steps=steps)
     try:
         structured = lipschitz(features, norm=threat.norm, method="structure", inputs=points[:1]).upper
     except ModelError:  # a layer is too large to be written out
         structured = None
-    constants = margins(network, norm=threat.norm, budget_s=math.inf, steps=steps).upper
+    constants = margins(network, norm=threat.norm, budget_s=config.bound_seconds, steps=steps).upper
     logits = logits_of(float64_copy(model).to(x.device), x.double())
     radii = radii_from_margins(logits, y, constants)
     certified = radii[radii > 0]

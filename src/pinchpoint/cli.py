@@ -200,8 +200,11 @@ def bound(
     be bounded gets estimates only, and what is in the way is named.
     """
     from pinchpoint.bound.sheet import sheet
+    from pinchpoint.measure.spectrum import check_norm
     from pinchpoint.tables import bound_parts
 
+    for wanted in norm or []:
+        check_norm(wanted)
     source = _open(model, input_size)
     with err.status("") as status:
         result = sheet(

@@ -317,4 +317,4 @@ def _digits(value: float, rounding: str) -> str:
         return f"{value:g}"
     exact = Decimal(value)
     kept = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding=rounding)
-    return f"{kept:.3e}" if not -4 < kept.adjusted() < 5 else f"{kept:f}" if kept.adjusted() < 4 else f"{kept:.0f}"
+    return f"{float(kept):.3e}" if not -4 < kept.adjusted() < 5 else f"{kept:f}" if kept.adjusted() < 4 else f"{kept:.0f}"

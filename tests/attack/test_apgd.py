@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pinchpoint.attack import Threat, apgd, cross_entropy, dlr, margin
-from pinchpoint.attack.apgd import _reconsider_step, _State, checkpoints
+from oracles.as_user import refused
+from pinchpoint.attack import Threat, apgd, cross_entropy, dlr, margin, targeted_apgd, targeted_dlr, targeted_margin
+from pinchpoint.attack.apgd_step import State, checkpoints, reconsider_sparsity, reconsider_step
+from pinchpoint.attack.targets import likeliest
+from pinchpoint.errors import ThreatError
 from pinchpoint.evaluate import default_attacks, robust_accuracy, within
 
 # --- the paper's Algorithm 1, one sample at a time -------------------------------------------------------------------
@@ -137,9 +140,9 @@ def test_the_two_conditions_at_a_checkpoint():
     """After 16 steps: rises below, at and above three quarters; then no new best value with and without a halving before."""
     rises = torch.tensor([11, 12, 13, 16, 16])
     ones, zeros = torch.ones(5, 1), torch.zeros(5, 1)
-    state = _State(
+    state = State(
         **dict.fromkeys(("x", "previous", "gradient"), zeros),
-        **{name: torch.zeros(5) for name in ("index", "y", "value", "fallen")},
+        **{name: torch.zeros(5) for name in ("index", "sample", "y", "value", "share", "moved", "fallen")},
         adv=zeros,
         step=ones,
         best=2 * ones,
@@ -149,7 +152,7 @@ def test_the_two_conditions_at_a_checkpoint():
         rises=rises,
         halved=torch.tensor([False, False, False, False, True]),
     )
-    _reconsider_step(state, 16)
+    reconsider_step(state, 16)
     halved = [True, True, False, True, False]
     assert state.halved.tolist() == halved
     assert state.step.flatten().tolist() == [0.5 if half else 1.0 for half in halved]
@@ -358,3 +361,167 @@ def test_same_seed_same_examples(trained, sample):
     first, again, other = (apgd(trained, x, y, Threat("l2", 0.4), steps=10, seed=seed) for seed in (4, 4, 5))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+# --- l1 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_the_best_l1_attack_on_a_binary_linear_model(objective):
+    rng = np.random.default_rng(3)
+    weight, bias, eps = rng.normal(size=(2, 12)), rng.normal(size=2), 0.2
+    x, y = rng.normal(size=(9, 3, 4)), np.arange(9) % 2
+    model, threat = linear(weight, bias), Threat("l1", eps, box=None)
+    x_adv = apgd(model, torch.tensor(x), torch.tensor(y), threat, objective=objective, drop_fallen=False)
+    towards = np.where(y[:, None] == 0, weight[1] - weight[0], weight[0] - weight[1])
+    shift = np.where(y == 0, bias[1] - bias[0], bias[0] - bias[1])
+    best = (towards * x.reshape(9, -1)).sum(1) + shift + eps * np.abs(towards).max(1)
+    np.testing.assert_allclose(margin(model(x_adv), torch.tensor(y)).detach().numpy(), best, rtol=0, atol=1e-5)
+
+
+def test_after_a_sparser_best_point_the_step_starts_again_and_else_shrinks():
+    """Two of eight entries moved at the best point: sparser than eight, not than two; the shortest step is eps / 10."""
+    zeros = torch.zeros(3, 8)
+    best = zeros.clone()
+    best[:, :2] = 1.0
+    state = State(
+        **dict.fromkeys(("x", "previous", "gradient", "adv"), zeros),
+        **{name: torch.zeros(3) for name in ("index", "sample", "y", "value", "fallen", "rises", "halved", "share")},
+        step=torch.tensor([[0.6], [0.6], [0.07]]),
+        best=best,
+        best_gradient=zeros,
+        best_value=torch.zeros(3),
+        checked_value=torch.zeros(3),
+        moved=torch.tensor([8.0, 2.0, 2.0]),
+    )
+    reconsider_sparsity(state, Threat("l1", 0.6))
+    assert state.step.flatten().tolist() == pytest.approx([0.6, 0.4, 0.06])
+    assert state.adv.sum(1).tolist() == [2.0, 0.0, 0.0]
+    assert state.share.tolist() == pytest.approx([2 / 8 / 1.5] * 3)
+
+
+@pytest.mark.long
+def test_l1_robust_accuracy_lies_in_the_librarys_own_range(trained, digits):
+    from pyautoattack.autopgd_base import APGDAttack
+
+    x, y, eps, theirs = digits.x_test[:200], digits.y_test[:200], 1.2, []
+    for seed in range(4):
+        with torch.random.fork_rng(devices=[]):
+            attack = APGDAttack(trained, n_iter=100, norm="L1", eps=eps, seed=seed, device="cpu", use_largereps=True)
+            x_adv = attack.perturb(x, y)
+        theirs.append(float((trained(x_adv).argmax(1) == y).double().mean()))
+    ours = [robust(trained, x, y, Threat("l1", eps), seed=seed) for seed in range(3)]
+    print(f"\nl1: pyautoattack {theirs}, ours {ours}")
+    assert 0.2 < min(theirs) < 0.8
+    assert np.median(ours) <= max(theirs)
+
+
+def robust(model, x, y, threat, attack=apgd, **options):
+    return robust_accuracy(
+        model, x, y, threat, attacks={"one": lambda m, a, b, t: attack(m, a, b, t, **options)}
+    ).robust_accuracy
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_likeliest_wrong_classes():
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0], [5.0, 1.0, 3.0, 2.0]])
+    assert likeliest(logits, torch.tensor([0, 2]), 9).tolist() == [[2, 3, 1], [0, 3, 1]]
+    assert likeliest(logits, torch.tensor([0, 2]), 1).tolist() == [[2], [0]]
+    with refused(ThreatError, "a targeted attack needs one target or more, but got 0; use for example 9."):
+        likeliest(logits, torch.tensor([0, 2]), 0)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
+@pytest.mark.parametrize("objective", [targeted_dlr, targeted_margin])
+def test_all_targets_settle_a_linear_model_exactly(norm, dual, objective):
+    """A sample of a linear model falls exactly if for some class the margin can be raised above zero."""
+    rng = np.random.default_rng(4)
+    weight, x = rng.normal(size=(5, 10)), rng.normal(size=(40, 10))
+    margins = x @ weight.T
+    y = margins.argmax(1)
+    difference = weight[None] - weight[y][:, None]
+    room = (margins[np.arange(40), y][:, None] - margins) / np.maximum(np.linalg.norm(difference, dual, axis=2), 1e-12)
+    room[np.arange(40), y] = np.inf
+    eps = float(np.median(room.min(1)))
+    model, threat = linear(weight), Threat(norm, eps, box=None)
+    x_adv = targeted_apgd(model, torch.tensor(x), torch.tensor(y), threat, steps=60, objective=objective)
+    fallen = (model(x_adv).argmax(1) != torch.tensor(y)).numpy()
+    clear = np.abs(room.min(1) / eps - 1) > 1e-3
+    assert clear.sum() > 30
+    np.testing.assert_array_equal(fallen[clear], (room.min(1) < eps)[clear])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    norm=st.sampled_from(["linf", "l2", "l1"]),
+    eps=st.one_of(st.just(0.0), st.floats(1e-6, 20)),
+    shape=st.sampled_from([(5,), (1, 3, 3), (2, 3, 2, 2)]),
+    batch=st.integers(1, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    edges=st.booleans(),
+    wrong=st.booleans(),
+    attack=st.sampled_from([apgd, targeted_apgd]),
+    seed=st.integers(0, 1000),
+)
+def test_every_targeted_and_l1_example_lies_in_ball_and_box(
+    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, attack, seed
+):
+    x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    if edges:
+        x = x.round()
+    net = small_net(math.prod(shape), dtype=dtype)
+    y = (net(x).argmax(1) + wrong) % 4
+    x_adv = attack(net, x, y, Threat(norm, eps), steps=8, restarts=2, seed=seed)
+    assert_inside(x_adv, x, Threat(norm, eps))
+    assert within(x_adv, x, Threat(norm, eps)).all()
+    if eps == 0 or wrong:
+        assert torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("attack", [apgd, targeted_apgd])
+def test_the_batch_changes_no_example(contested, norm, attack):
+    net, x, y, eps = contested
+    threat = Threat(norm, eps[norm])
+    whole = attack(net, x, y, threat, steps=20, restarts=2, seed=3)
+    assert 0 < (net(whole).argmax(1) != y).sum() < 9
+    parts = [attack(net, x[rows], y[rows], threat, steps=20, restarts=2, seed=3) for rows in torch.arange(9).split(2)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-7)
+
+
+def test_beaten_targets_are_skipped_and_batches_filled(trained, sample):
+    x, y = sample
+    threat, rows = Threat("linf", 0.06), []
+    hook = trained.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    try:
+        one_by_one = targeted_apgd(trained, x, y, threat, steps=10, batch_size=1)
+        alone, rows[:] = list(rows), []
+        together = targeted_apgd(trained, x, y, threat, steps=10, batch_size=400)
+    finally:
+        hook.remove()
+    fallen = trained(one_by_one).argmax(1) != y
+    survivors = int((~fallen).sum())
+    assert torch.equal(fallen, trained(together).argmax(1) != y)
+    assert 20 < survivors < 130
+    assert len(rows) < 0.6 * len(alone)
+    assert max(rows) <= 400
+    assert sum(alone) < 9 * 11 * (survivors + 0.3 * (len(y) - survivors))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.45)])
+@pytest.mark.long
+def test_targeted_robust_accuracy_lies_in_the_librarys_own_range(trained, digits, norm, eps):
+    from pyautoattack.autopgd_base import APGDAttack_targeted
+
+    x, y, theirs = digits.x_test[:200], digits.y_test[:200], []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            name = {"linf": "Linf", "l2": "L2"}[norm]
+            x_adv = APGDAttack_targeted(trained, n_iter=50, norm=name, eps=eps, seed=seed, device="cpu").perturb(x, y)
+        theirs.append(float((trained(x_adv).argmax(1) == y).double().mean()))
+    ours = robust(trained, x, y, Threat(norm, eps), targeted_apgd, steps=50)
+    print(f"\n{norm} {eps}: pyautoattack {theirs}, ours {ours}")
+    assert 0.2 < min(theirs) < 0.8
+    assert min(theirs) - 1 / len(x) <= ours <= max(theirs)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from pinchpoint.attack import cross_entropy, dlr, logit_scale, margin, scaled_cross_entropy
+from oracles.as_user import refused
+from pinchpoint.attack import (
+    cross_entropy,
+    dlr,
+    logit_scale,
+    margin,
+    scaled_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
 from pinchpoint.errors import ModelError
 
 LOGITS = torch.tensor(np.random.default_rng(1).normal(size=(40, 6)) * 5)
@@ -49,6 +58,30 @@ def test_dlr_of_constant_logits_is_zero():
 def test_dlr_needs_three_classes():
     with pytest.raises(ModelError, match="DLR needs at least three classes, but got 2; use the margin instead"):
         dlr(torch.zeros(1, 2), torch.tensor([0]))
+
+
+TARGETS = (LABELS + torch.tensor(np.random.default_rng(3).integers(1, 6, 40))) % 6
+
+
+def test_targeted_margin_and_dlr():
+    margins, ratios = [], []
+    for row, label, target in zip(LOGITS.numpy(), LABELS.numpy(), TARGETS.numpy(), strict=True):
+        first, _, third, fourth = np.sort(row)[::-1][:4]
+        margins.append(row[target] - row[label])
+        ratios.append(-(row[label] - row[target]) / (first - (third + fourth) / 2))
+    np.testing.assert_allclose(targeted_margin(LOGITS, LABELS, TARGETS).numpy(), margins, rtol=1e-12)
+    np.testing.assert_allclose(targeted_dlr(LOGITS, LABELS, TARGETS).numpy(), ratios, rtol=1e-12)
+    scaled = targeted_dlr(1e3 * LOGITS, LABELS, TARGETS)
+    np.testing.assert_allclose(scaled.numpy(), ratios, rtol=1e-12)
+
+
+def test_targeted_dlr_of_constant_logits_is_zero():
+    assert targeted_dlr(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([3])).tolist() == [0.0]
+
+
+def test_targeted_dlr_needs_four_classes():
+    with refused(ModelError, "targeted DLR needs at least four classes, but got 3; use the targeted margin instead."):
+        targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
 
 
 def test_scaled_cross_entropy_divides_first():

@@ -47,7 +47,7 @@ def with_norm(torch_seed: int = 0) -> nn.Sequential:
 @pytest.fixture(scope="module")
 def dense() -> tuple[list[np.ndarray], BoundSheet]:
     matrices = weights(4, 5, 5, 3)
-    return matrices, sheet(relu_network(matrices), budget_s=1.5)
+    return matrices, sheet(relu_network(matrices), budget_s=90.0)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -243,6 +243,7 @@ def test_no_head_and_one_logit_are_reasons():
     (whole,) = sheet(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)), norms=["l2"], budget_s=0.0).networks
     assert whole.encoder is not None
     assert whole.margin_largest is None
+    assert whole.reasons.pop("lower").startswith("no ascent")  # without a budget
     assert whole.reasons == dict.fromkeys(("margin_largest", "margin_median"), "there is one logit only")
 
 

@@ -1,21 +1,46 @@
 """Attacks: torch only, any device, one signature. They propose; ``pinchpoint.evaluate`` decides."""
 
-from pinchpoint.attack.apgd import apgd
-from pinchpoint.attack.objectives import Objective, cross_entropy, dlr, logit_scale, margin, scaled_cross_entropy
+from pinchpoint.attack.apgd import apgd, targeted_apgd
+from pinchpoint.attack.ensemble import standard_ensemble
+from pinchpoint.attack.fab import fab, nearest_misclassified
+from pinchpoint.attack.fgsm import fgsm
+from pinchpoint.attack.minimum import minimum_norm
+from pinchpoint.attack.objectives import (
+    Objective,
+    TargetedObjective,
+    cross_entropy,
+    dlr,
+    logit_scale,
+    margin,
+    scaled_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
 from pinchpoint.attack.pgd import pgd
+from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
 from pinchpoint.attack.universal import apply_universal, universal
 
 __all__ = [
     "Objective",
+    "TargetedObjective",
     "Threat",
     "apgd",
     "apply_universal",
     "cross_entropy",
     "dlr",
+    "fab",
+    "fgsm",
     "logit_scale",
     "margin",
+    "minimum_norm",
+    "nearest_misclassified",
     "pgd",
     "scaled_cross_entropy",
+    "square",
+    "standard_ensemble",
+    "targeted_apgd",
+    "targeted_dlr",
+    "targeted_margin",
     "universal",
 ]

@@ -1,4 +1,4 @@
-"""AutoPGD (Croce & Hein 2020, Algorithm 1): PGD with momentum that finds its own step size.
+"""AutoPGD (Croce & Hein 2020, Algorithm 1): PGD with momentum that finds its own step size; untargeted and targeted.
 
 Checkpoints, the two halving conditions, momentum and the restart from the best point are those of the paper. Where its
 text and the authors' public implementation (fra31/auto-attack) differ, the implementation is followed: checkpoints are
@@ -6,64 +6,36 @@ rounded down and counted in steps done, a window in which exactly the share rho 
 condition 2 waits for the second checkpoint,
 and after a restart the next step is compared with the last point evaluated. What is ours: a sample that has fallen
 leaves the batch, and the last step takes no gradient.
+
+In l1 the steps are sparse and have no momentum, their sparsity follows that of the best point, and a run begins in balls
+of three and two times eps (Croce & Hein 2021, Algorithm 1 and section 4.3).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.attack.apgd_step import (
+    begin,
+    checkpoints,
+    move,
+    reconsider_sparsity,
+    reconsider_step,
+    remember_best,
+    sparse_checkpoints,
+)
 from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
-from pinchpoint.attack.objectives import Objective, cross_entropy
+from pinchpoint.attack.objectives import Objective, TargetedObjective, cross_entropy, targeted_dlr
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.targets import attack_pairs, likeliest
 from pinchpoint.attack.threat import Threat
 
-_MOMENTUM = 0.75  # alpha in Algorithm 1
-_RHO = 0.75  # share of steps that must have raised the objective for the step size to stay
 _REPACK = 0.1  # fallen share of the batch at which the survivors are gathered
-
-
-def checkpoints(steps: int) -> list[int]:
-    """Numbers of steps after which the step size is reconsidered.
-
-    >>> checkpoints(100)
-    [22, 41, 57, 70, 80, 87, 93, 99]
-    """
-    period, shortest, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-    found, at = [], 0
-    while at + period <= steps:
-        at += period
-        found.append(at)
-        period = max(period - shrink, shortest)
-    return found
-
-
-@dataclass
-class _State:
-    """One row a sample; ``keep`` gathers the rows that stay."""
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    adv: Tensor
-    previous: Tensor
-    gradient: Tensor
-    value: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_value: Tensor
-    checked_value: Tensor
-    step: Tensor
-    rises: Tensor
-    halved: Tensor
-    fallen: Tensor
-
-    def keep(self, rows: Bool[Tensor, "batch"]) -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
+_WIDER = ((3.0, 0.3), (2.0, 0.3))  # l1: balls to begin in (times eps), and the share of the steps spent in each
 
 
 def apgd(
@@ -117,12 +89,72 @@ def apgd(
             if not bool(rows.any()):
                 break
             index = torch.nonzero(rows).squeeze(1)
-            found, values, wrong = _run(model, x[rows], y[rows], start[rows], threat, steps, objective, drop_fallen)
+            found, values, wrong = _run(
+                model, x[rows], y[rows], start[rows], threat, steps, lambda _: objective, drop_fallen=drop_fallen
+            )
             take = values > best_value[index]
             if drop_fallen:
                 take |= wrong
             best[index[take]], best_value[index[take]] = found[take], values[take]
             fallen[index[wrong]] = True
+        return best
+
+
+def targeted_apgd(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    objective: TargetedObjective = targeted_dlr,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Float[Tensor, "batch *shape"]:
+    """AutoPGD towards each of the likeliest wrong classes in turn.
+
+    Args:
+        model, x, y, threat, steps, seed: as in ``apgd``.
+        restarts: random starts for each target; a sample is attacked until it is misclassified, as whatever class.
+        targets: classes aimed at, those with the largest logits on x (9 in the paper's ensemble).
+        objective: ``targeted_dlr``, or ``targeted_margin`` for fewer than four classes.
+        batch_size: searches at once where fewer samples than that are left: then several targets are tried together.
+
+    Returns:
+        For every sample a misclassified point of the threat if one was found, else the one with the largest objective
+        over all targets.
+
+    Raises:
+        DataError, ModelError, ThreatError: for inputs that make no sense, each saying which.
+
+    >>> model = nn.Linear(4, 4, bias=False)
+    >>> _ = model.weight.data.copy_(torch.eye(4))
+    >>> x_adv = targeted_apgd(model, torch.tensor([[0.6, 0.1, 0.4, 0.1]]), torch.tensor([0]), Threat("linf", 0.2), steps=10)
+    >>> model(x_adv).argmax(1).item()
+    2
+    """
+    check_steps(steps, restarts)
+    with attacking(model, seed, x.device):
+        logits = check_inputs(model, x, y, threat)
+        ranked, generator = likeliest(logits, y, targets), torch.Generator().manual_seed(seed)
+        best, fallen = x.detach().clone(), fooled(logits, y)
+        score = torch.full_like(logits[:, 0], -torch.inf)
+
+        def attack(rows: Tensor, ranks: range) -> tuple[Tensor, Tensor]:
+            start = torch.cat([threat.random_start(x[rows], generator) for _ in ranks])
+            pairs, sample = rows.repeat(len(ranks)), torch.arange(len(rows), device=x.device).repeat(len(ranks))
+            target = ranked[rows][:, list(ranks)].T.flatten()
+
+            def towards(index: Tensor) -> Objective:
+                return lambda logits, labels: objective(logits, labels, target[index])
+
+            found, values, wrong = _run(model, x[pairs], y[pairs], start, threat, steps, towards, sample=sample)
+            return found, values.masked_fill(wrong, torch.inf)
+
+        for _ in range(restarts):
+            attack_pairs(attack, ranked.shape[1], batch_size, best, score, fallen)
         return best
 
 
@@ -133,37 +165,55 @@ def _run(
     start: Tensor,
     threat: Threat,
     steps: int,
-    objective: Objective,
-    drop_fallen: bool,
+    objective_of: Callable[[Tensor], Objective],
+    *,
+    drop_fallen: bool = True,
+    sample: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One restart. Returns the points chosen, their objective, and which of them are misclassified."""
-    values, gradient, logits = value_and_gradient(model, start, y, objective)
+    """One restart, in l1 after runs in wider balls. Returns the points chosen, their objective, and which are misclassified.
+
+    ``objective_of`` gives the objective of the rows it is told; rows with the same ``sample`` leave together.
+    """
+    if sample is None:
+        sample = torch.arange(len(x), device=x.device)
+    left = steps
+    for factor, share in _WIDER if threat.norm == "l1" else ():
+        wider, spent = Threat(threat.norm, factor * threat.eps, threat.box), int(share * steps)
+        if spent > 0:
+            start = wider.project(start, x)
+            start, _, _ = _climb(model, x, y, start, wider, spent, objective_of, False, sample)
+            left -= spent
+    return _climb(model, x, y, threat.project(start, x), threat, left, objective_of, drop_fallen, sample)
+
+
+def _climb(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    threat: Threat,
+    steps: int,
+    objective_of: Callable[[Tensor], Objective],
+    drop_fallen: bool,
+    sample: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One run in one ball."""
+    everyone = torch.arange(len(x), device=x.device)
+    values, gradient, logits = value_and_gradient(model, start, y, objective_of(everyone))
     wrong = fooled(logits, y)
     found, found_value, found_wrong = start.clone(), values.clone(), wrong.clone()
-    state = _State(
-        index=torch.arange(len(x), device=x.device),
-        x=x,
-        y=y,
-        adv=start,
-        previous=start,
-        gradient=gradient,
-        value=values,
-        best=start.clone(),
-        best_gradient=gradient.clone(),
-        best_value=values.clone(),
-        checked_value=values.clone(),
-        step=torch.full((len(x), *(1,) * (x.ndim - 1)), 2.0 * threat.eps, dtype=x.dtype, device=x.device),
-        rises=torch.zeros(len(x), dtype=torch.long, device=x.device),
-        halved=torch.ones(len(x), dtype=torch.bool, device=x.device),
-        fallen=wrong,
-    )
-    marks, window_start = set(checkpoints(steps)), 0
+    state = begin(x, y, start, values, gradient, sample, threat)
+    beaten = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # by sample
+    beaten[sample[wrong]] = True
+    state.fallen = beaten[sample]
+    marks, window_start = set((sparse_checkpoints if threat.norm == "l1" else checkpoints)(steps)), 0
     for iteration in range(1, steps + 1):
         if drop_fallen and float(state.fallen.sum()) >= max(1.0, _REPACK * len(state.index)):
             state.keep(~state.fallen)
         if len(state.index) == 0:
             break
-        _move(state, threat, momentum=1.0 if iteration == 1 else _MOMENTUM)
+        move(state, threat, first=iteration == 1)
+        objective = objective_of(state.index)
         if iteration < steps:
             values, state.gradient, logits = value_and_gradient(model, state.adv, state.y, objective)
         else:
@@ -172,14 +222,18 @@ def _run(
         new = wrong & ~state.fallen
         found[state.index[new]], found_value[state.index[new]] = state.adv[new], values[new]
         found_wrong[state.index[new]] = True
-        state.fallen = state.fallen | wrong
+        beaten[state.sample[new]] = True
+        state.fallen = beaten[state.sample]
         state.rises = state.rises + (values > state.value)
         state.value = values
-        _remember_best(state)
+        remember_best(state)
         if iteration in marks and iteration < steps:
-            _reconsider_step(state, iteration - window_start)
+            if threat.norm == "l1":
+                reconsider_sparsity(state, threat)
+            else:
+                reconsider_step(state, iteration - window_start)
             window_start = iteration
-    # samples still in the batch: the point with the largest objective, unless they fell and only that counts
+    # rows still in the batch: the point with the largest objective, unless they fell and only that counts
     last = ~state.fallen if drop_fallen else torch.ones_like(state.fallen)
     rows = state.index[last]
     found[rows], found_value[rows] = state.best[last], state.best_value[last]
@@ -187,30 +241,3 @@ def _run(
         with torch.no_grad():
             found_wrong = fooled(model(found), y)
     return found, found_value, found_wrong
-
-
-def _move(state: _State, threat: Threat, momentum: float) -> None:
-    step = threat.project(state.adv + state.step * threat.direction(state.gradient), state.x)
-    moved = state.adv + momentum * (step - state.adv) + (1.0 - momentum) * (state.adv - state.previous)
-    state.previous, state.adv = state.adv, threat.project(moved, state.x)
-
-
-def _remember_best(state: _State) -> None:
-    better = state.value > state.best_value
-    wide = better.reshape(state.step.shape)
-    state.best = torch.where(wide, state.adv, state.best)
-    state.best_gradient = torch.where(wide, state.gradient, state.best_gradient)
-    state.best_value = torch.where(better, state.value, state.best_value)
-
-
-def _reconsider_step(state: _State, window: int) -> None:
-    """Halve the step and go back to the best point where the window rose too seldom or brought nothing new."""
-    oscillating = state.rises <= _RHO * window
-    stuck = ~state.halved & (state.checked_value >= state.best_value)
-    state.halved = oscillating | stuck
-    state.checked_value = state.best_value
-    state.rises = torch.zeros_like(state.rises)
-    wide = state.halved.reshape(state.step.shape)
-    state.step = torch.where(wide, state.step / 2.0, state.step)
-    state.adv = torch.where(wide, state.best, state.adv)
-    state.gradient = torch.where(wide, state.best_gradient, state.gradient)

@@ -17,6 +17,9 @@ from pinchpoint.errors import ModelError
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits, labels) -> one value a sample."""
 
+TargetedObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, labels, targets) -> one value a sample, larger the nearer it is to being taken for its target."""
+
 
 def cross_entropy(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """-log softmax(logits)_y.
@@ -51,6 +54,34 @@ def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Floa
         raise ModelError("DLR needs at least three classes", logits.shape[1], "use the margin instead")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
+def targeted_margin(
+    logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"], target: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """logit_target - logit_y: positive as soon as the target lies above the label.
+
+    >>> targeted_margin(torch.tensor([[3.0, 1.0]]), torch.tensor([0]), torch.tensor([1])).item()
+    -2.0
+    """
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def targeted_dlr(
+    logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"], target: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """Targeted DLR (Croce & Hein 2020, equation 7): targeted margin / (largest - mean of third and fourth largest logit).
+
+    Raises:
+        ModelError: for fewer than four classes, where it is not defined.
+
+    >>> targeted_dlr(torch.tensor([[4.0, 2.0, 1.0, -1.0]]), torch.tensor([0]), torch.tensor([1])).item()
+    -0.5
+    """
+    if logits.shape[1] < 4:
+        raise ModelError("targeted DLR needs at least four classes", logits.shape[1], "use the targeted margin instead")
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2.0).clamp_min(1e-12)
 
 
 def scaled_cross_entropy(temperature: float) -> Objective:

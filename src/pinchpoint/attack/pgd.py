@@ -83,8 +83,8 @@ def pgd(
                     break
                 if drop_fallen and bool(wrong.any()):
                     index, adv, velocity, gradient = index[~wrong], adv[~wrong], velocity[~wrong], gradient[~wrong]
-                velocity = momentum * velocity + _l1_unit(gradient)
-                adv = threat.project(adv + size * threat.direction(velocity), x[index])
+                velocity = momentum * velocity + _l1_unit(gradient) if momentum else gradient
+                adv = threat.project(adv + size * threat.direction(velocity, at=adv), x[index])
         return best
 
 

@@ -211,7 +211,7 @@ class _Problem:
         return self.last.new_zeros(sum(self._sizes()))
 
     def value_and_gradient(self, point: Tensor, goal: Goal, *, exact: bool = False) -> tuple[float, Tensor]:
-        """Log of the squared constant, without rounding errors; largest eigenvalues by power iteration where that will do."""
+        """Log of the squared constant, without rounding errors; largest eigenvalues by power iteration if that will do."""
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             *logs, shares, weights = point.split(self._sizes())

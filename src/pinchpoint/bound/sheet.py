@@ -78,7 +78,7 @@ def sheet(
     Raises:
         ModelError: for a norm, budget or k out of range, and whatever ``trace`` refuses.
 
-    >>> found = sheet(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), norms=["l2"], budget_s=1)
+    >>> found = sheet(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), norms=["l2"], budget_s=1.0)
     >>> [layer.name for layer in found.layers], found.networks[0].lower <= found.networks[0].upper
     (['0', '2'], True)
     """

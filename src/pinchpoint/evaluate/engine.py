@@ -1,0 +1,200 @@
+"""The verdict engine: who still stands, attack after attack, with every example checked in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pinchpoint.attack import Threat
+from pinchpoint.attack.gradient import attacking, check_logits, check_points
+from pinchpoint.errors import DataError
+from pinchpoint.evaluate.attacks import Attack, LowPrecision, default_attacks
+from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
+from pinchpoint.evaluate.state import fingerprint, load_state, save_state
+from pinchpoint.evaluate.verdict import Verdict, within
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation is: ``done`` of the ``total`` samples this stage sees, and how many of all still stand."""
+
+    stage: str
+    done: int
+    total: int
+    standing: int
+    samples: int
+
+
+Watcher = Callable[[Progress], None]
+
+
+def robust_accuracy(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    attacks: dict[str, Attack] | None = None,
+    known: Float[Tensor, "batch *shape"] | None = None,
+    certified_radii: Float[Tensor, "batch"] | None = None,
+    batch_size: int = BATCH,
+    low_precision: bool = False,
+    watcher: Watcher | None = None,
+    resume: Path | None = None,
+) -> Verdict:
+    """Attack what is still standing, one attack after the other, and check every example that comes back.
+
+    Misclassified samples and samples whose certified radius covers eps need no attack. The survivors of all batches of
+    one attack are packed into full batches for the next.
+
+    Args:
+        model: returns logits; put into eval mode and back.
+        x: inputs in the threat's box.
+        y: labels.
+        threat: ball and box.
+        attacks: by name, cheap ones first; ``default_attacks`` where None.
+        known: candidate examples from elsewhere (a smaller budget, another model), tried before any attack.
+        certified_radii: in the threat's norm, as ``pinchpoint.bound`` certifies them.
+        batch_size: samples at a time.
+        low_precision: search under bfloat16 autocast. An example counts if it holds in float32; samples whose example
+            does not are attacked again in float32. Those the search fooled in neither are taken as they are.
+        watcher: told after each batch how many still stand.
+        resume: a file to write the state to after each batch. Where it exists the evaluation goes on from there, to the
+            same verdict bit for bit; where it belongs to another model, data, threat or configuration it is refused.
+            Of attacks it knows names and parameters, not their code.
+
+    Raises:
+        DataError, ModelError: for inputs no attack can take; a model that fails on a batch: with its rows.
+        CheckpointError: for a state that belongs to another evaluation, or is no state.
+
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> _ = model.weight.data.copy_(torch.eye(2))
+    >>> x = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.1, 0.9]])
+    >>> verdict = robust_accuracy(model, x, torch.tensor([0, 0, 0]), Threat("linf", 0.2))
+    >>> verdict.fallen.tolist(), verdict.stage
+    ([True, False, True], ('apgd-ce', 'survived', 'clean'))
+    """
+    _check(x, y, threat, certified_radii, batch_size)
+    with attacking(model, 0, x.device):
+        chosen = default_attacks(model, x, batch_size=batch_size) if attacks is None else attacks
+        stages: list[tuple[str, Attack | Tensor]] = [] if known is None else [("known", known)]
+        stages += chosen.items() if threat.eps > 0 else ()
+        tally = _Tally(model, x, y, threat, certified_radii, batch_size)
+        if resume is not None:
+            settings = {"batch_size": batch_size, "low_precision": low_precision}
+            owner = fingerprint(model, (x, y, known, certified_radii), threat, chosen, settings)
+            if resume.exists():
+                tally.restore(*load_state(resume, owner))
+        if watcher is not None:
+            watcher(Progress("clean", len(x), len(x), tally.standing, len(x)))
+        search = LowPrecision(model) if low_precision else model
+        while tally.stage < len(stages):
+            name, source = stages[tally.stage]
+            for rows in tally.batches():
+                torch.manual_seed(tally.done)  # what a randomised model draws is the same after a resume
+                with in_batch(rows, len(x)):
+                    if isinstance(source, Tensor):
+                        tally.judge(rows, source[rows])
+                    else:
+                        tally.run(source, rows, search)
+                tally.done += len(rows)
+                if watcher is not None:
+                    watcher(Progress(name, tally.done, len(tally.queue), tally.standing, len(x)))
+                if resume is not None:
+                    save_state(resume, *tally.state(), owner)
+            tally.next_stage()
+    return tally.verdict([name for name, _ in stages])
+
+
+def _check(x: Tensor, y: Tensor, threat: Threat, radii: Tensor | None, batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError("batch_size must be one or more", batch_size, "leave it out for 1024")
+    if len(x) != len(y):
+        raise DataError(
+            "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
+        )
+    check_points(x, threat)
+    if radii is not None and (radii.shape != y.shape or bool(radii.isnan().any())):
+        raise DataError(
+            f"there must be one certified radius for each of {len(x)} inputs, and none NaN",
+            f"shape {tuple(radii.shape)} with {int(radii.isnan().sum())} NaN",
+            "give the radii of these inputs, in the threat's norm",
+        )
+
+
+_SURVIVED, _CERTIFIED, _CLEAN = 0, 1, 2  # what settled a sample; the attack of stage s is _CLEAN + 1 + s
+
+
+class _Tally:
+    """Who still stands, and what settled the others."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, radii: Tensor | None, batch_size: int
+    ) -> None:
+        self.model, self.x, self.y, self.threat, self.batch_size = model, x, y, threat, batch_size
+        logits = logits_of(model, x, batch_size)
+        check_logits(logits, y, len(x))
+        self.settled = torch.where(misclassified(logits, y), _CLEAN, _SURVIVED)
+        if radii is not None:
+            self.settled[(radii.to(x.device) >= threat.eps) & (self.settled == _SURVIVED)] = _CERTIFIED
+        self.adversarial = x.clone()
+        self.rejected = self.stage = self.done = 0
+        self.queue = self._up()
+
+    def _up(self) -> Tensor:
+        return torch.nonzero(self.settled == _SURVIVED).squeeze(1)
+
+    @property
+    def standing(self) -> int:
+        """Samples no example has fooled, certified ones included."""
+        return int((self.settled < _CLEAN).sum())
+
+    def batches(self) -> Sequence[Tensor]:
+        """What this stage has still to see: rows that stood when it began, in batches."""
+        left = self.queue[self.done :]
+        return left.split(self.batch_size) if len(left) else ()
+
+    def next_stage(self) -> None:
+        self.stage, self.done, self.queue = self.stage + 1, 0, self._up()
+
+    def run(self, attack: Attack, rows: Tensor, search: nn.Module) -> None:
+        """One batch of the stage. Where the search model was fooled and the model is not, the attack sees the model."""
+        found = attack(search, self.x[rows], self.y[rows], self.threat)
+        fell = self.judge(rows, found)
+        if search is not self.model:
+            mistaken = misclassified(logits_of(search, found), self.y[rows]) & ~fell
+            if bool(mistaken.any()):
+                again = rows[mistaken]
+                self.judge(again, attack(self.model, self.x[again], self.y[again], self.threat))
+
+    def judge(self, rows: Tensor, candidates: Tensor) -> Tensor:
+        """Check the candidates for these standing rows; which of them fell."""
+        stored = candidates.detach().float().to(self.x.dtype)
+        wrong = misclassified(logits_of(self.model, stored), self.y[rows])
+        allowed = within(stored, self.x[rows], self.threat)
+        self.adversarial[rows[allowed]] = stored[allowed]
+        self.settled[rows[wrong & allowed]] = _CLEAN + 1 + self.stage
+        self.rejected += int((wrong & ~allowed).sum())
+        return wrong & allowed
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """All that ``restore`` needs."""
+        tensors = {"settled": self.settled, "adversarial": self.adversarial, "queue": self.queue}
+        return tensors, {"stage": self.stage, "done": self.done, "rejected": self.rejected}
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+        """Go on where the evaluation that gave this ``state`` stopped."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.to(self.x.device))
+        for name, number in numbers.items():
+            setattr(self, name, number)
+
+    def verdict(self, stages: Sequence[str]) -> Verdict:
+        names = ("survived", "certified", "clean", *stages)
+        stage = tuple(names[number] for number in self.settled.tolist())
+        return Verdict(self.threat, self.settled >= _CLEAN, self.adversarial, stage, self.rejected)

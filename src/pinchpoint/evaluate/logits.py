@@ -1,0 +1,69 @@
+"""What a model answers on a whole data set: logits, accuracy and loss, batch by batch in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pinchpoint.attack.gradient import answer, eval_mode
+from pinchpoint.errors import ModelError, PinchpointError
+
+BATCH = 1024
+
+
+def logits_of(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], batch_size: int = BATCH
+) -> Float[Tensor, "batch classes"]:
+    """Logits in eval mode and batches; the mode is put back.
+
+    Raises:
+        ModelError: where the model does not take a batch, saying which.
+    """
+    parts = []
+    with eval_mode(model), torch.no_grad():
+        for rows in torch.arange(len(x)).split(batch_size):
+            with in_batch(rows, len(x)):
+                parts.append(answer(model, x[int(rows[0]) : int(rows[-1]) + 1]))
+    return torch.cat(parts)
+
+
+def accuracy(model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]) -> float:
+    """Share of samples whose largest logit is the label's."""
+    return 1.0 - float(misclassified(logits_of(model, x), y).double().mean())
+
+
+def cross_entropy_loss(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """Cross-entropy of each sample, in float64 from the model's logits."""
+    losses: Tensor = nn.functional.cross_entropy(logits_of(model, x).double(), y, reduction="none")
+    return losses
+
+
+def misclassified(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Bool[Tensor, "batch"]:
+    """Samples whose largest logit is not the label's; an answer that is not a number is no right answer."""
+    return (logits.argmax(1) != y) | ~torch.isfinite(logits).all(1)
+
+
+@contextmanager
+def in_batch(rows: Int[Tensor, "rows"], samples: int) -> Iterator[None]:
+    """Where the model or an attack fails on some of the samples, the error says on which."""
+    where = f"rows {int(rows.min())} ... {int(rows.max())} of {samples}"
+    try:
+        yield
+    except ModelError as error:
+        if len(rows) == samples:
+            raise
+        raise ModelError(error.rule, f"{where}: {error.value}", error.remedy) from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError | PinchpointError):
+            raise
+        raise ModelError(
+            "a model must take every batch it is given",
+            f"{where}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            "let its forward pass take any number of samples",
+        ) from error
