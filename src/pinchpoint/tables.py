@@ -213,7 +213,7 @@ def _network_parts(network: NetworkBounds) -> Iterator[str]:
         ("median margin", network.margin_median),
     ):
         if value is not None:
-                yield f"  {label:<14}{up(value):>9}"
+            yield f"  {label:<14}{up(value):>9}"
     missing: dict[str, list[str]] = {}
     for name, reason in [(bound.method, bound.reason) for bound in network.uppers] + list(network.reasons.items()):
         if reason is not None:
@@ -317,4 +317,6 @@ def _digits(value: float, rounding: str) -> str:
         return f"{value:g}"
     exact = Decimal(value)
     kept = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding=rounding)
-    return f"{float(kept):.3e}" if not -4 < kept.adjusted() < 5 else f"{kept:f}" if kept.adjusted() < 4 else f"{kept:.0f}"
+    return (
+        f"{float(kept):.3e}" if not -4 < kept.adjusted() < 5 else f"{kept:f}" if kept.adjusted() < 4 else f"{kept:.0f}"
+    )
