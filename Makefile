@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev  ## lint, types, layers, tests with doctests and co
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
 	$(BIN)/pytest --cov --cov-report=term:skip-covered

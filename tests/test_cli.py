@@ -680,7 +680,7 @@ def test_bound_of_a_network_with_attention_is_no_bound():
     assert "What is seen is no bound" in said.out
     assert re.search(r"^not bounded: Attention at \S+attn", said.out, re.MULTILINE)
     assert "<=" not in said.out
-    assert len(cells(said.out, "head")) == 5
+    assert len(cells(said.out, "head")) == 7
 
 
 @pytest.mark.parametrize(
