@@ -47,7 +47,7 @@ def with_norm(torch_seed: int = 0) -> nn.Sequential:
 @pytest.fixture(scope="module")
 def dense() -> tuple[list[np.ndarray], BoundSheet]:
     matrices = weights(4, 5, 5, 3)
-    return matrices, sheet(relu_network(matrices), budget_s=90.0)
+    return matrices, sheet(relu_network(matrices), budget_s=30.0)
 
 
 @pytest.mark.parametrize("place", [0, 1])

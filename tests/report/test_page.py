@@ -128,6 +128,7 @@ def test_plotly_is_there_once_and_the_page_stays_under_6_mb(text: str) -> None:
     assert len(text.encode()) < 6_000_000
 
 
+@pytest.mark.slow
 def test_a_wide_network_s_spectra_are_thinned_to_stay_under_6_mb(factory: ModuleType, monkeypatch: Any) -> None:
     wide = [(f"layer{index}", 300, 280) for index in range(6)]
     monkeypatch.setattr(factory, "SHAPES", wide)
