@@ -17,8 +17,8 @@ test: $(VENV)/.installed-dev  ## lint, types, layers, tests with doctests and co
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -m "not slow" -n 2 --cov --cov-report=term:skip-covered
 
-test-all: $(VENV)/.installed-dev  ## the slow tests too
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+test-all: $(VENV)/.installed-dev  ## the slow tests too, and new draws for the property tests
+	$(BIN)/pytest --hypothesis-profile=explore --cov --cov-report=term:skip-covered
 
 check-fast: $(VENV)/.installed-dev  ## the inner loop, under a minute
 	$(BIN)/ruff check

@@ -126,7 +126,7 @@ def test_every_example_lies_in_ball_and_box(
     points = nearest_misclassified(net, x, y, threat, steps=8)
     assert_inside(points, x, Threat("linf", 1.0))
     found = (points != x).flatten(1).any(1)
-    assert (net(points).argmax(1) != y)[found].all()  # in the batch it was found in: it lies close to the boundary
+    assert (net(points).argmax(1) != y)[found].all()
     if wrong:
         assert torch.equal(x_adv, x)
         assert torch.equal(points, x)

@@ -24,6 +24,7 @@ _BACK = 0.9  # beta: how much of a misclassified point's perturbation the search
 _BIAS = 0.1  # alpha_max: the largest share of the step that starts at the input
 _FINAL = 3  # points tried on the way back from the best point to the input
 _REPACK = 0.1  # fallen share of the batch at which the survivors are gathered
+_BEYOND = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the perturbation, added where the answer hangs on rounding
 _WITHIN = 1.0 - 1e-6  # of eps: what ``Threat.project`` leaves as it is
 
 
@@ -80,6 +81,8 @@ def nearest_misclassified(
 ) -> Float[Tensor, "batch *shape"]:
     """The nearest misclassified point of the box that FAB sees, whatever the threat's eps; x where it sees none.
 
+    The model errs on every point returned when it is given all of them in one batch, as they are.
+
     Args:
         model, x, y, threat, steps, targets, batch_size, seed: as in ``fab``.
 
@@ -89,7 +92,25 @@ def nearest_misclassified(
     >>> round(float(threat.length(nearest_misclassified(model, x, torch.tensor([0]), threat) - x)), 3)
     0.4
     """
-    return _search(model, x, y, threat, steps, targets, batch_size, seed, stop_inside=False)
+    found = _search(model, x, y, threat, steps, targets, batch_size, seed, stop_inside=False)
+    return _surely(model, found, x, y, threat, seed)
+
+
+def _surely(model: nn.Module, found: Tensor, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
+    """Points so close to the boundary that rounding decides are moved out until the model errs on all of x at once.
+
+    A search sees a sample among others than the caller does, and a model's last bits depend on the batch.
+    """
+    moved = (found != x).flatten(1).any(1)
+    with attacking(model, seed, x.device), torch.no_grad():
+        for beyond in _BEYOND:
+            right = moved & ~fooled(model(found), y)
+            if not bool(right.any()):
+                return found
+            further = threat.clip(x + (1.0 + beyond) * (found - x))
+            found = torch.where(_wide(right, x), further, found)
+        right = moved & ~fooled(model(found), y)
+    return torch.where(_wide(right, x), x, found)
 
 
 def _search(
