@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
+
+from oracles import shapes
 
 # a busy machine is no failure, and a change is not judged by the draw of the day; `make test-all` draws anew
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -20,7 +23,16 @@ torch.set_num_threads(1)  # small tensors: a second thread only waits
 
 # before anything imports pinchpoint: check jaxtyping's shapes and dtypes at every call
 _ROOMS = ("measure", "bound", "attack", "compress", "learn", "evaluate", "mechanism")
-install_import_hook([f"pinchpoint.{room}" for room in _ROOMS], "beartype.beartype")
+install_import_hook([f"pinchpoint.{room}" for room in _ROOMS], f"{shapes.__name__}.{shapes.checked.__name__}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Shapes are checked where the rooms themselves are tested: checking takes most of the time of a whole study."""
+    here = Path(__file__).parent
+    room = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else item.path.parent.name
+    config.update("jaxtyping_disable", room not in (*_ROOMS, *(f"test_{name}.py" for name in _ROOMS)))
+    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -560,7 +560,7 @@ def check_completes(folder: Path, undisturbed: Undisturbed) -> None:
     assert timeless(json.loads((folder / "summary.json").read_text())) == timeless(undisturbed.summary)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.long
 def test_interrupted_study_keeps_what_is_finished_and_goes_on(tmp_path, undisturbed, workers):
     folder = tmp_path / "store"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pinchpoint.errors import ConfigError, DataError, ModelError, PinchpointError, StoreError
+from pinchpoint.errors import ConfigError, DataError, ModelError, StoreError
 from pinchpoint.learn import DataConfig, build, load
 from pinchpoint.learn.checkpoint import load as load_checkpoint
 from pinchpoint.measure import profile
 from pinchpoint.records import SCHEMA_VERSION
 from pinchpoint.study import Store, parse, run
-from pinchpoint.study.run import check, device_of, do, versions
+from pinchpoint.study.run import check, do, versions
 
 MODULE = importlib.import_module("pinchpoint.study.run")  # the package has a function of that name
 
@@ -28,7 +28,7 @@ IMPOSSIBLE = [
     ({"base/model/hidden": [0]}, ModelError, "widths must be one or more and classes two or more, but got (0,)"),
     ({"base/model/hidden": [10**13]}, ModelError, "a network must fit into memory, but got hidden (10000000000000,)"),
     ({"base/model/hidden": [10**30]}, ModelError, "a network must fit into memory, but got hidden (1000"),
-    ({"base/device": "cuda:63"}, ConfigError, "the device must be there, but got cuda:63; use device: auto or device:"),
+    ({"base/device": "cuda:63"}, ConfigError, "the device must be there, but got cuda:63; use auto or cpu."),
 ]
 
 
@@ -114,15 +114,6 @@ def test_full_disk_while_the_weights_are_written_is_one_sentence(tiny, tmp_path,
     with pytest.raises(StoreError, match=r"must be writable, but got I/O error: No space left on device"):
         do(tiny.plan()[0], Store(tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
-
-
-def test_device_auto_is_an_accelerator_or_the_cpu():
-    found = device_of("auto")
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    assert found == (accelerator or torch.device("cpu"))
-    assert device_of("cpu") == torch.device("cpu")
-    with pytest.raises(PinchpointError):
-        device_of("cuda:63")
 
 
 def test_record_is_plain_json(finished):

@@ -1,6 +1,7 @@
 """Attacks: torch only, any device, one signature. They propose; ``pinchpoint.evaluate`` decides."""
 
 from pinchpoint.attack.apgd import apgd, targeted_apgd
+from pinchpoint.attack.deepfool import deepfool
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
 from pinchpoint.attack.fgsm import fgsm
@@ -20,6 +21,7 @@ from pinchpoint.attack.pgd import pgd
 from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
 from pinchpoint.attack.universal import apply_universal, universal
+from pinchpoint.attack.universal_deepfool import universal_deepfool
 
 __all__ = [
     "Objective",
@@ -28,6 +30,7 @@ __all__ = [
     "apgd",
     "apply_universal",
     "cross_entropy",
+    "deepfool",
     "dlr",
     "fab",
     "fgsm",
@@ -43,4 +46,5 @@ __all__ = [
     "targeted_dlr",
     "targeted_margin",
     "universal",
+    "universal_deepfool",
 ]

@@ -125,14 +125,25 @@ def value_and_gradient(
         x = x.detach().requires_grad_(True)
         logits = model(x)
         values = objective(logits, y)
-        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+        return values.detach(), input_gradient(model, x, values), logits.detach()
+
+
+def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], *, again: bool = False) -> Tensor:
+    """Gradient in x of values the model computed from it; ``again``: there are more to come from the same pass.
+
+    Raises:
+        ModelError: where the values do not depend on x in a way that autograd can follow.
+    """
+    gradient = None
+    if values.requires_grad:
+        gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
     if gradient is None:
         raise ModelError(
             "a gradient attack needs a model that is differentiable in its input",
             f"no gradient from {type(model).__name__}",
             "take rounding, thresholds and torch.no_grad() out of its forward pass",
         )
-    return values.detach(), gradient.nan_to_num(), logits.detach()
+    return gradient.nan_to_num()
 
 
 def value(

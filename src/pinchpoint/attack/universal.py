@@ -7,9 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value_and_gradient
-from pinchpoint.attack.objectives import Objective, cross_entropy
+from pinchpoint.attack.objectives import Objective, logit_scale, scaled_cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
+from pinchpoint.errors import DataError
+
+SHARE=.01
+_LAST = 0.1  # of the first step's size
+_BATCH = 1024  # samples at a time where all are looked at
 
 
 def universal(
@@ -18,53 +23,63 @@ def universal(
     y: Int[Tensor, "batch"],
     threat: Threat,
     *,
-    steps: int = 200,
-    batch_size: int = 256,
+    steps: int = 30,
+    batch_size: int = 50,
     step_size: float | None = None,
     restarts: int = 1,
-    objective: Objective = cross_entropy,
+    objective: Objective | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "*shape"]:
     """Fit one perturbation on training data; judge it on other data with ``apply_universal``.
 
-    Each step averages the gradient over a random batch, moves by its sign (linf) or direction (l2) and projects onto the
-    ball. The step size falls linearly to a tenth. Of all restarts the perturbation that fools most of x is returned.
+    Each step averages the gradient over a random batch, moves by its sign (linf), direction (l2) or largest entries (l1)
+    and projects onto the ball. The step size falls linearly to a tenth. Of all restarts the perturbation that fools most
+    of x is returned.
+
+    The defaults are for speed. In our trials (MNIST with fully connected networks, CIFAR-10 with ResNet-20; linf and l2)
+    30 steps of 50 samples left at most a few points more of held-out accuracy than hundreds of steps of 256 did, and a
+    first step as long as eps fooled more, after few steps and after many, than a quarter of it.
 
     Args:
         model, x, y, threat: as in ``pgd``; eps is the ball the perturbation itself must lie in.
         steps: gradient steps a restart.
         batch_size: samples a step.
-        step_size: first step, in input units; eps / 4 where None.
+        step_size: first step, in input units; eps where None.
         restarts: random starting perturbations.
-        objective: what is maximised on average.
+        objective: what is maximised on average. Where None, cross-entropy of logits divided by their scale on x, so that
+            multiplying all logits by a constant changes nothing.
         seed: of starts, batches and whatever the model draws; the global RNG is left as it was.
 
     Returns:
         The perturbation, shaped like one input.
 
+    Raises:
+        DataError, ModelError, ThreatError: for inputs that make no sense, each saying which.
+
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.eye(2))
     >>> x = torch.tensor([[0.6, 0.4], [0.7, 0.5]])
-    >>> universal(model, x, torch.tensor([0, 0]), Threat("linf", 0.2), steps=20).sign().tolist()
+    >>> universal(model, x, torch.tensor([0, 0]), Threat("linf", 0.2)).sign().tolist()
     [-1.0, 1.0]
     """
     check_steps(steps, restarts)
-    first = threat.eps / 4.0 if step_size is None else step_size
+    first = threat.eps if step_size is None else step_size
     with attacking(model, seed, x.device):
-        check_inputs(model, x, y, threat)
+        scale = logit_scale(clean_logits(model, x, y, threat))
+        raised = scaled_cross_entropy(scale) if objective is None else objective
         generator = torch.Generator().manual_seed(seed)
-        ball = Threat(threat.norm, threat.eps, box=None)
+        ball = reach(threat)
         origin = torch.zeros_like(x[:1])
         best, best_rate = origin, -1.0
         for _ in range(restarts):
             delta = ball.random_start(origin, generator)
             for step in range(steps):
                 rows = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
-                _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], objective)
-                size = first * (1.0 - 0.9 * step / steps)
-                delta = ball.project(delta + size * ball.direction(gradient.mean(0, keepdim=True)), origin)
-            with torch.no_grad():
-                rate = float(fooled(model(apply_universal(x, delta, threat)), y).double().mean())
+                _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], raised)
+                size = first * (1.0 - (1.0 - _LAST) * step / steps)
+                direction = ball.direction(gradient.mean(0, keepdim=True), at=delta, share=SHARE)
+                delta = ball.project(delta + size * direction, origin)
+            rate = share_fooled(model, x, y, delta, threat) if restarts > 1 else 0.0
             if rate > best_rate:
                 best, best_rate = delta, rate
         return best[0]
@@ -73,3 +88,29 @@ def universal(
 def apply_universal(x: Float[Tensor, "batch *shape"], delta: Tensor, threat: Threat) -> Float[Tensor, "batch *shape"]:
     """x + delta inside ball and box."""
     return threat.project(x + delta, x)
+
+
+def reach(threat: Threat) -> Threat:
+    """Where a perturbation may lie: in the ball, no entry longer than the box is wide."""
+    width = None if threat.box is None else threat.box[1] - threat.box[0]
+    return Threat(threat.norm, threat.eps, None if width is None else (-width, width))
+
+
+def clean_logits(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], threat: Threat
+) -> Float[Tensor, "batch classes"]:
+    """As ``check_inputs``, for data that need not fit into one batch."""
+    if len(x) != len(y):
+        raise DataError(
+            "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
+        )
+    parts = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+    return torch.cat([check_inputs(model, *part, threat) for part in parts])
+
+
+def share_fooled(model: nn.Module, x: Tensor, y: Tensor, delta: Float[Tensor, "1 *shape"], threat: Threat) -> float:
+    """Share of samples that are misclassified under the perturbation."""
+    with torch.no_grad():
+        parts = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+        wrong = [fooled(model(apply_universal(a, delta, threat)), b) for a, b in parts]
+    return float(torch.cat(wrong).double().mean())

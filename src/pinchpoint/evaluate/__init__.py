@@ -9,15 +9,20 @@ from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import accuracy, cross_entropy_loss, logits_of
 from pinchpoint.evaluate.losses import adversarial_loss, universal_accuracy
 from pinchpoint.evaluate.masking import masking_warnings
+from pinchpoint.evaluate.sheet import Samples, attack_sheet
+from pinchpoint.evaluate.transfer import access, transfer_matrix, universal_transfer
 from pinchpoint.evaluate.verdict import Verdict, save_examples, within
 
 __all__ = [
     "Attack",
     "Progress",
+    "Samples",
     "Verdict",
     "Watcher",
+    "access",
     "accuracy",
     "adversarial_loss",
+    "attack_sheet",
     "cross_entropy_loss",
     "default_attacks",
     "logits_of",
@@ -26,6 +31,8 @@ __all__ = [
     "robust_curve",
     "save_examples",
     "smallest_eps",
+    "transfer_matrix",
     "universal_accuracy",
+    "universal_transfer",
     "within",
 ]

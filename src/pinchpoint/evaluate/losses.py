@@ -55,8 +55,7 @@ def universal_accuracy(
     A test sample the perturbation would carry outside ball or box (it cannot, but that is checked) counts as right.
     """
     with eval_mode(model):
-        objective = scaled_cross_entropy(logit_scale(logits_of(model, train[0])))
-        delta = universal(model, *train, threat, steps=steps, objective=objective, seed=seed)
+        delta = universal(model, *train, threat, steps=steps, seed=seed)
         moved = apply_universal(test[0], delta[None], threat)
         wrong = misclassified(logits_of(model, moved), test[1])
         return 1.0 - float((wrong & within(moved, test[0], threat)).double().mean()), delta

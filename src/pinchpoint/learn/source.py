@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pinchpoint.errors import CheckpointError, ConfigError, ModelError
+from pinchpoint.errors import CheckpointError, ConfigError, DataError, ModelError
 from pinchpoint.learn import checkpoint
+from pinchpoint.learn.data import Dataset
 from pinchpoint.learn.models import CifarResNetConfig, Normalize, build
 from pinchpoint.learn.resnet import recognise
 from pinchpoint.learn.weights import put, read_tensors
@@ -78,6 +79,30 @@ def open_model(spec: str, input_size: tuple[int, ...] | None = None) -> Source:
     if input_size is not None:
         shape = (shape[0], *_size(spec, shape[0], input_size)) if len(shape) == 3 else input_size
     return _checked(source, shape)
+
+
+def fitting(source: Source, data: Dataset) -> Source:
+    """The source, if these data can be put to it.
+
+    Raises:
+        ModelError: where its outputs are no logits, or too few for the labels.
+        DataError: where the data have another shape than its inputs.
+    """
+    if source.classes is None:
+        raise ModelError("attacks need a model that returns logits", source.name, "choose one with a classifier")
+    if source.input_shape != data.input_shape:
+        raise DataError(
+            f"the data must have the shape that {source.name} takes, {_by(source.input_shape)}",
+            f"{_by(data.input_shape)} in {data.name}",
+            "choose the data it was trained on",
+        )
+    if source.classes < data.classes:
+        raise ModelError(
+            f"the model needs a logit for each of the {data.classes} classes of {data.name}",
+            f"{source.classes} logits",
+            "choose the data it was trained on",
+        )
+    return source
 
 
 def parse_size(text: str) -> tuple[int, ...]:

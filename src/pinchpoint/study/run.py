@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 import pinchpoint
 from pinchpoint.audit import audit
 from pinchpoint.compress import ConstantFrobenius
-from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.errors import ModelError
 from pinchpoint.learn import DataConfig, Dataset, build, load, train
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
+from pinchpoint.learn.device import device_of
 from pinchpoint.records import SCHEMA_VERSION, Run
 from pinchpoint.study.config import Task
 from pinchpoint.study.store import Store
@@ -26,22 +27,6 @@ from pinchpoint.study.store import Store
 @functools.lru_cache(maxsize=2)
 def _data(config: DataConfig) -> Dataset:
     return load(config)
-
-
-def device_of(name: str) -> torch.device:
-    """``auto`` is the first accelerator that knows float64 (bounds need it), or the CPU where there is none.
-
-    Raises:
-        ConfigError: for a device this machine does not have.
-    """
-    here = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return torch.device("cpu") if here is None or here.type == "mps" else here
-    device = torch.device(name)
-    missing = here is None or here.type != device.type or (device.index or 0) >= torch.accelerator.device_count()
-    if device.type != "cpu" and missing:
-        raise ConfigError("the device must be there", name, "use device: auto or device: cpu")
-    return device
 
 
 def check(tasks: Iterable[Task]) -> None:

@@ -1,0 +1,225 @@
+"""Attacks without access: made on one model and tried on another, or made of queries alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pinchpoint.attack import Threat, apply_universal, square, universal
+from pinchpoint.errors import ModelError, PinchpointError
+from pinchpoint.evaluate.attacks import Attack
+from pinchpoint.evaluate.engine import robust_accuracy
+from pinchpoint.evaluate.logits import BATCH, in_batch
+from pinchpoint.evaluate.losses import adversarial_loss
+from pinchpoint.evaluate.verdict import Verdict
+from pinchpoint.records import Access, TransferMatrix
+
+UniversalAttack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
+"""(model, x, y, threat) -> one perturbation, shaped like one input."""
+
+
+def transfer_matrix(
+    models: Mapping[str, nn.Module],
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    attack: Attack | None = None,
+    batch_size: int = BATCH,
+    seed: int = 0,
+) -> TransferMatrix:
+    """Examples made once on each model, and what every model answers to them.
+
+    Args:
+        models: by name; put into eval mode and back.
+        x: inputs in the threat's box.
+        y: labels.
+        threat: ball and box.
+        attack: makes the examples. Where None, AutoPGD raises each sample's cross-entropy to the end, those already
+            misclassified included: a point just beyond one model's boundary is seldom beyond another's.
+        batch_size: samples at a time.
+        seed: of the default attack.
+
+    Raises:
+        ModelError: where there is no model, or one fails, saying which.
+        DataError: for inputs no attack can take.
+
+    >>> one, other = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    >>> _ = one.weight.data.copy_(torch.eye(2)), other.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.1]]), torch.tensor([0, 0])
+    >>> transfer_matrix({"one": one, "other": other}, x, y, Threat("linf", 0.2)).robust_accuracy
+    [[0.5, 1.0], [0.5, 1.0]]
+    """
+    examples = {}
+    for name, model in _some(models).items():
+        with _of(name):
+            examples[name] = _made_on(model, x, y, threat, attack, batch_size, seed)
+    return _judge("examples", models, examples, x, y, threat, None, batch_size)
+
+
+def universal_transfer(
+    models: Mapping[str, nn.Module],
+    fit: tuple[Float[Tensor, "fit *shape"], Int[Tensor, "fit"]],
+    held_out: tuple[Float[Tensor, "held_out *shape"], Int[Tensor, "held_out"]],
+    threat: Threat,
+    *,
+    attack: UniversalAttack | None = None,
+    batch_size: int = BATCH,
+    seed: int = 0,
+) -> TransferMatrix:
+    """One perturbation fitted on each model, and the accuracy of every model under it on data none was fitted on.
+
+    Args:
+        models, threat, batch_size: as in ``transfer_matrix``.
+        fit: inputs and labels the perturbations are fitted on.
+        held_out: inputs and labels they are judged on.
+        attack: fits a perturbation; ``pinchpoint.attack.universal`` where None.
+        seed: of the default attack.
+
+    Raises:
+        ModelError, DataError: as in ``transfer_matrix``.
+    """
+    fit_one = partial(universal, seed=seed) if attack is None else attack
+    x, y = held_out
+    moved = {}
+    for name, model in _some(models).items():
+        with _of(name):
+            moved[name] = apply_universal(x, fit_one(model, *fit, threat)[None], threat)
+    return _judge("universal", models, moved, x, y, threat, len(fit[0]), batch_size)
+
+
+def access(
+    model: nn.Module,
+    surrogates: Mapping[str, nn.Module],
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    attacks: dict[str, Attack] | None = None,
+    attack: Attack | None = None,
+    queries: int = 1000,
+    batch_size: int = BATCH,
+    seed: int = 0,
+) -> Access:
+    """Does the weakness need white-box access? The same samples under gradients, under transfer and under queries.
+
+    Args:
+        model: the one attacked.
+        surrogates: models by name on which examples are made for it; may be empty.
+        x, y, threat, batch_size: as in ``transfer_matrix``.
+        attacks: the white-box ones (``robust_accuracy``); ``default_attacks`` where None.
+        attack: makes examples on the surrogates, as in ``transfer_matrix``.
+        queries: answers asked of the model for a sample, at most, by the Square attack.
+        seed: of the transfer attack and of Square.
+
+    Raises:
+        ModelError: where a model fails, saying which.
+        DataError: for inputs no attack can take.
+
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> _ = model.weight.data.copy_(torch.eye(2))
+    >>> x, y = torch.tensor([[0.6, 0.5], [0.9, 0.1]]), torch.tensor([0, 0])
+    >>> found = access(model, {"itself": model}, x, y, Threat("linf", 0.2), queries=50)
+    >>> found.white_box, found.transfer, found.queries, found.only_white_box
+    (0.5, {'itself': 0.5}, 0.5, 0)
+    """
+    against = partial(robust_accuracy, model, x, y, threat, batch_size=batch_size)
+    white = against(attacks=attacks)
+    transferred = {}
+    for name, surrogate in surrogates.items():
+        with _of(name):
+            examples = _made_on(surrogate, x, y, threat, attack, batch_size, seed)
+        transferred[name] = against(attacks={}, known=examples)
+    queried = against(attacks={"square": partial(square, queries=queries, seed=seed)})
+    without_gradients = queried.fallen
+    for verdict in transferred.values():
+        without_gradients = without_gradients | verdict.fallen
+    return Access(
+        norm=threat.norm,
+        eps=threat.eps,
+        samples=len(x),
+        clean_accuracy=_share(~_wrong_at_once(white)),
+        white_box=white.robust_accuracy,
+        transfer={name: verdict.robust_accuracy for name, verdict in transferred.items()},
+        queries=queried.robust_accuracy,
+        query_budget=queries,
+        black_box=_share(~without_gradients),
+        only_white_box=int((white.fallen & ~without_gradients).sum()),
+        only_black_box=int((without_gradients & ~white.fallen).sum()),
+    )
+
+
+def _made_on(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, attack: Attack | None, batch_size: int, seed: int
+) -> Tensor:
+    if attack is None:
+        return adversarial_loss(model, x, y, threat, seed=seed)[1]
+    parts = []
+    for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        with in_batch(rows, len(x)):
+            parts.append(attack(model, x[rows], y[rows], threat))
+    return torch.cat(parts)
+
+
+def _judge(
+    made: Literal["examples", "universal"],
+    models: Mapping[str, nn.Module],
+    candidates: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    fitted_on: int | None,
+    batch_size: int,
+) -> TransferMatrix:
+    """Every model's verdict on every source's candidates."""
+
+    def verdict(source: str, target: str) -> Verdict:
+        with _of(target):
+            return robust_accuracy(
+                models[target], x, y, threat, attacks={}, known=candidates[source], batch_size=batch_size
+            )
+
+    verdicts = {source: {target: verdict(source, target) for target in models} for source in models}
+    right = {name: ~_wrong_at_once(verdicts[name][name]) for name in models}
+    own = {name: verdicts[name][name].fallen & right[name] for name in models}
+    return TransferMatrix(
+        made=made,
+        norm=threat.norm,
+        eps=threat.eps,
+        samples=len(x),
+        fitted_on=fitted_on,
+        models=list(models),
+        clean_accuracy=[_share(right[name]) for name in models],
+        robust_accuracy=[[verdicts[a][b].robust_accuracy for b in models] for a in models],
+        finds=[[int((own[a] & right[b]).sum()) for b in models] for a in models],
+        carried=[[int((own[a] & right[b] & verdicts[a][b].fallen).sum()) for b in models] for a in models],
+    )
+
+
+def _wrong_at_once(verdict: Verdict) -> Tensor:
+    return torch.tensor([stage == "clean" for stage in verdict.stage], device=verdict.fallen.device)
+
+
+def _share(samples: Tensor) -> float:
+    return float(samples.double().mean())
+
+
+def _some(models: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+    if not models:
+        raise ModelError("attacks are transferred between one model or more", "none", "give models by name")
+    return models
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    """Where one of several models fails, the error says which."""
+    try:
+        yield
+    except PinchpointError as error:
+        raise type(error)(error.rule, f"{name}: {error.value}", error.remedy) from error

@@ -1,0 +1,9 @@
+"""Records as tables for the terminal. Numbers are shown, never computed."""
+
+from pinchpoint.tables.attack import attack_parts
+from pinchpoint.tables.bound import bound_parts
+from pinchpoint.tables.profile import profile_parts
+from pinchpoint.tables.study import legend, summary_tables
+from pinchpoint.tables.text import down, up
+
+__all__ = ["attack_parts", "bound_parts", "down", "legend", "profile_parts", "summary_tables", "up"]
