@@ -246,7 +246,7 @@ def attack(
     samples: Annotated[int, typer.Option(min=1, help="Test samples attacked, the first ones.")] = 1000,
     steps: Annotated[
         int | None,
-        typer.Option(help="Of apgd (100), pgd (40), universal (200); queries of square (5000).", show_default=False),
+        typer.Option(help="Of apgd (100), pgd (40), universal (30); queries of square (5000).", show_default=False),
     ] = None,
     curve: Annotated[int, typer.Option(help="Budgets up to eps for the curve of robust accuracy; 0 for none.")] = 10,
     certify: Annotated[

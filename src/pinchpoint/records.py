@@ -467,9 +467,9 @@ class TransferMatrix(Record):
     """What was made on one model (a row) and tried on another (a column), in the order of ``models``.
 
     ``made`` says what: examples of the judged samples themselves, or one universal perturbation fitted on ``fitted_on``
-    other samples. ``robust_accuracy[source][target]`` is the share of samples the target gets right under it.
-    ``finds[source][target]`` counts the samples both get right without attack and the source wrong under it; on
-    ``carried[source][target]`` of these the target is wrong, too.
+    other samples. ``robust_accuracy[source][target]`` is the share of samples the target gets right under it (and, for
+    examples, without it). ``finds[source][target]`` counts the samples both get right without attack and the source wrong
+    under it; on ``carried[source][target]`` of these the target is wrong, too.
     """
 
     made: Literal["examples", "universal"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oracles.as_user import refused
+from oracles.threats import diagonal
 from pinchpoint.attack import Threat, apgd, cross_entropy, dlr, margin, targeted_apgd, targeted_dlr, targeted_margin
 from pinchpoint.attack.apgd_step import State, checkpoints, reconsider_sparsity, reconsider_step
 from pinchpoint.attack.targets import likeliest
@@ -271,7 +272,7 @@ def test_the_best_linf_attack_where_the_box_cuts_the_ball():
 @settings(max_examples=40, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2"]),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 2)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(5,), (1, 3, 3), (2, 2, 4), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -282,7 +283,7 @@ def test_the_best_linf_attack_where_the_box_cuts_the_ball():
     seed=st.integers(0, 1000),
 )
 def test_every_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, drop, objective, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, wrong, drop, objective, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand((batch, *shape), generator=generator, dtype=dtype)
@@ -292,11 +293,11 @@ def test_every_example_lies_in_ball_and_box(
     y = net(x).argmax(1)
     if wrong:
         y = (y + 1) % 4
-    threat = Threat(norm, eps)
+    threat = Threat(norm, share * diagonal(norm, shape))
     x_adv = apgd(net, x, y, threat, steps=8, restarts=2, objective=objective, drop_fallen=drop, seed=seed)
     assert_inside(x_adv, x, threat)
     assert within(x_adv, x, threat).all()
-    if eps == 0 or (wrong and drop):
+    if threat.eps == 0 or (wrong and drop):
         assert torch.equal(x_adv, x)
     assert (objective(net(x_adv), y) >= objective(net(x), y)).all() or drop
 
@@ -456,7 +457,7 @@ def test_all_targets_settle_a_linear_model_exactly(norm, dual, objective):
 @settings(max_examples=30, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2", "l1"]),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 20)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(5,), (1, 3, 3), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -466,17 +467,18 @@ def test_all_targets_settle_a_linear_model_exactly(norm, dual, objective):
     seed=st.integers(0, 1000),
 )
 def test_every_targeted_and_l1_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, attack, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, wrong, attack, seed
 ):
+    threat = Threat(norm, share * diagonal(norm, shape))
     x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     if edges:
         x = x.round()
     net = small_net(math.prod(shape), dtype=dtype)
     y = (net(x).argmax(1) + wrong) % 4
-    x_adv = attack(net, x, y, Threat(norm, eps), steps=8, restarts=2, seed=seed)
-    assert_inside(x_adv, x, Threat(norm, eps))
-    assert within(x_adv, x, Threat(norm, eps)).all()
-    if eps == 0 or wrong:
+    x_adv = attack(net, x, y, threat, steps=8, restarts=2, seed=seed)
+    assert_inside(x_adv, x, threat)
+    assert within(x_adv, x, threat).all()
+    if threat.eps == 0 or wrong:
         assert torch.equal(x_adv, x)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from oracles.as_user import refused
 from oracles.networks import relu_network
+from oracles.threats import diagonal
 from pinchpoint.attack import Threat, deepfool
 from pinchpoint.errors import DataError, ModelError, ThreatError
 from pinchpoint.evaluate import within
@@ -56,28 +57,34 @@ def test_on_a_linear_model_one_step_reaches_the_nearest_boundary(norm, classes):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_in_a_box_two_linear_classes_are_left_by_the_shortest_way(norm):
-    """With move_i = min(t * pace_i, room_i) along the signs of the normal, t follows from root finding."""
+    """It is min(t * pace, room) along the signs of the normal, with t from root finding."""
     rng = np.random.default_rng(3)
     weight, bias, x = rng.normal(size=(2, 12)), rng.normal(size=2), rng.uniform(size=(20, 12)).round(1)
     x[:, :4] = x[:, :4].round()  # at the box's edge
     model = linear(weight, bias)
     y = (x @ weight.T + bias).argmax(1)
-    points = deepfool(model, torch.tensor(x), torch.tensor(y), Threat(norm, 1e3), steps=1, overshoot=0.0).numpy()
-    lengths, best = [], []
+    points = deepfool(
+        model, torch.tensor(x), torch.tensor(y), Threat(norm, diagonal(norm, (12,))), steps=1, overshoot=0.0
+    ).numpy()
+    order, lengths, best = {"linf": np.inf, "l2": 2}[norm], [], []
     for point, origin, label in zip(points, x, y, strict=True):
         normal = weight[1 - label] - weight[label]
-        gap = -(normal @ origin + bias[1 - label] - bias[label])
+        gap = bias[label] - bias[1 - label] - normal @ origin
         room = np.where(normal > 0, 1 - origin, origin)
-        pace = np.ones(12) if norm == "linf" else np.abs(normal)
-        move = np.abs(normal) @ room
-        if move <= gap:
+        if np.abs(normal) @ room <= gap:
             continue  # no point of the box is misclassified
-        t = brentq(lambda t: np.abs(normal) @ np.minimum(t * pace, room) - gap, 0, (room / pace).max(), xtol=1e-14)
-        order = {"linf": np.inf, "l2": 2}[norm]
-        best.append(np.linalg.norm(np.minimum(t * pace, room), order))
+        pace = np.ones(12) if norm == "linf" else np.abs(normal)
+        best.append(np.linalg.norm(boxed_move(normal, gap, room, pace), order))
         lengths.append(np.linalg.norm(point - origin, order))
     assert len(best) > 10
     np.testing.assert_allclose(lengths, best, rtol=1e-9)
+
+
+def boxed_move(normal, gap, room, pace):
+    def lacking(t):
+        return np.abs(normal) @ np.minimum(t * pace, room) - gap
+
+    return np.minimum(brentq(lacking, 0, (room / pace).max(), xtol=1e-14) * pace, room)
 
 
 # --- another implementation ------------------------------------------------------------------------------------------
@@ -137,7 +144,7 @@ def test_it_takes_the_steps_of_a_naive_implementation(norm, candidates):
 @settings(max_examples=40, deadline=None)
 @given(
     norm=st.sampled_from(list(DUAL)),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 20)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(5,), (1, 3, 3), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -146,14 +153,14 @@ def test_it_takes_the_steps_of_a_naive_implementation(norm, candidates):
     seed=st.integers(0, 1000),
 )
 def test_every_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, wrong, seed
 ):
     x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     if edges:
         x = x.round()
     net = small_net(math.prod(shape), dtype=dtype)
     y = (net(x).argmax(1) + wrong) % 4
-    threat = Threat(norm, eps)
+    threat = Threat(norm, share * diagonal(norm, shape))
     x_adv = deepfool(net, x, y, threat, steps=8)
     assert_inside(x_adv, x, threat)
     assert within(x_adv, x, threat).all()
@@ -195,7 +202,7 @@ def test_nearly_every_digit_is_left_and_costs_no_pass_once_it_is(trained, sample
     rows = []
     hook = trained.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
-        points = deepfool(trained, x, y, Threat("l2", 100.0))
+        points = deepfool(trained, x, y, Threat("l2", diagonal("l2", x.shape[1:])))
     finally:
         hook.remove()
     wrong = trained(points).argmax(1) != y

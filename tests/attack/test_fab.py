@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, linprog
 from torch import nn
 
+from oracles.threats import diagonal
 from pinchpoint.attack import Threat, fab, nearest_misclassified
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.evaluate import robust_accuracy, within
@@ -103,7 +104,7 @@ def test_the_nearest_point_of_a_linear_model_is_as_far_as_its_margin(norm, dual)
 @settings(max_examples=40, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2", "l1"]),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 20)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(5,), (1, 3, 3), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -112,14 +113,14 @@ def test_the_nearest_point_of_a_linear_model_is_as_far_as_its_margin(norm, dual)
     seed=st.integers(0, 1000),
 )
 def test_every_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, wrong, seed
 ):
     x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     if edges:
         x = x.round()
     net = small_net(math.prod(shape), dtype=dtype)
     y = (net(x).argmax(1) + wrong) % 4
-    threat = Threat(norm, eps)
+    threat = Threat(norm, share * diagonal(norm, shape))
     x_adv = fab(net, x, y, threat, steps=8)
     assert_inside(x_adv, x, threat)
     assert within(x_adv, x, threat).all()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pinchpoint.attack import Threat, apgd, cross_entropy, margin, pgd, universal
+from oracles.as_user import refused
+from pinchpoint.attack import Threat, apgd, cross_entropy, fgsm, margin, pgd, universal
 from pinchpoint.attack.gradient import check_inputs, check_logits, check_points, fooled, value, value_and_gradient
 from pinchpoint.errors import DataError, ModelError, ThreatError
 
@@ -241,3 +242,13 @@ def test_inputs_the_model_cannot_take_are_one_sentence():
     net = nn.Sequential(nn.Linear(6, 3))
     with pytest.raises(ModelError, match="a model must take the inputs it is given, but got float64 of shape"):
         pgd(net, torch.rand(2, 6).double(), torch.tensor([0, 1]), Threat("linf", 0.1))
+
+
+@pytest.mark.parametrize(("norm", "wide"), [("linf", 1), ("l2", 2), ("l1", 4)])
+def test_a_budget_beyond_the_box_is_refused(norm, wide):
+    x, y, beyond = torch.rand(3, 4), torch.zeros(3, dtype=torch.long), wide + 0.5
+    rule = f"eps must not exceed the box, which is {wide} wide in {norm}"
+    with refused(ThreatError, f"{rule}, but got {beyond}; give the budget in input units, for example 8/255."):
+        fgsm(nn.Linear(4, 2), x, y, Threat(norm, beyond))
+    fgsm(nn.Linear(4, 2), x, y, Threat(norm, beyond, box=None))
+    fgsm(nn.Linear(4, 2), x, y, Threat(norm, float(wide)))

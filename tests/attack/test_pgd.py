@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from oracles.threats import diagonal
 from pinchpoint.attack import Threat, cross_entropy, margin, pgd
 from pinchpoint.evaluate import within
 
@@ -81,7 +82,7 @@ def test_the_best_attack_on_a_linear_model(norm, dual):
 @settings(max_examples=30, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2"]),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 2)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(5,), (1, 3, 3), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -92,16 +93,16 @@ def test_the_best_attack_on_a_linear_model(norm, dual):
     seed=st.integers(0, 1000),
 )
 def test_every_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, momentum, random_start, drop, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, momentum, random_start, drop, seed
 ):
     x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     x = x.round() if edges else x
-    net, threat = small_net(math.prod(shape), dtype=dtype), Threat(norm, eps)
+    net, threat = small_net(math.prod(shape), dtype=dtype), Threat(norm, share * diagonal(norm, shape))
     options = {"momentum": momentum, "random_start": random_start, "drop_fallen": drop, "seed": seed}
     x_adv = pgd(net, x, net(x).argmax(1), threat, steps=5, restarts=2, **options)
     assert_inside(x_adv, x, threat)
     assert within(x_adv, x, threat).all()
-    if eps == 0:
+    if threat.eps == 0:
         assert torch.equal(x_adv, x)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from oracles.threats import diagonal
 from pinchpoint.attack import Threat, square
 from pinchpoint.attack.windows import Window, covered, image_shape, pattern, place, tiles, window_size
 from pinchpoint.evaluate import robust_accuracy, within
@@ -116,7 +117,7 @@ class Asked(nn.Module):
 @settings(max_examples=40, deadline=None)
 @given(
     norm=st.sampled_from(["linf", "l2", "l1"]),
-    eps=st.one_of(st.just(0.0), st.floats(1e-6, 20)),
+    share=st.one_of(st.just(0.0), st.floats(1e-6, 1)),
     shape=st.sampled_from([(1,), (5,), (16,), (1, 3, 3), (2, 3, 4), (2, 3, 2, 2)]),
     batch=st.integers(1, 4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -125,19 +126,20 @@ class Asked(nn.Module):
     seed=st.integers(0, 1000),
 )
 def test_every_example_lies_in_ball_and_box(
-    small_net, assert_inside, norm, eps, shape, batch, dtype, edges, wrong, seed
+    small_net, assert_inside, norm, share, shape, batch, dtype, edges, wrong, seed
 ):
+    threat = Threat(norm, share * diagonal(norm, shape))
     x = torch.rand((batch, *shape), generator=torch.Generator().manual_seed(seed), dtype=dtype)
     if edges:
         x = x.round()
     net = Asked(small_net(math.prod(shape), dtype=dtype))
     y = (net(x).argmax(1) + wrong) % 4
     net.rows.clear()
-    x_adv = square(net, x, y, Threat(norm, eps), queries=30, seed=seed)
+    x_adv = square(net, x, y, threat, queries=30, seed=seed)
     assert sum(net.rows) <= 31 * batch
-    assert_inside(x_adv, x, Threat(norm, eps))
-    assert within(x_adv, x, Threat(norm, eps)).all()
-    if eps == 0 or wrong:
+    assert_inside(x_adv, x, threat)
+    assert within(x_adv, x, threat).all()
+    if threat.eps == 0 or wrong:
         assert torch.equal(x_adv, x)
 
 

@@ -170,7 +170,8 @@ def _run(
     drop_fallen: bool = True,
     sample: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One restart, in l1 after runs in wider balls. Returns the points chosen, their objective, and which are misclassified.
+    """One restart, in l1 after runs in wider balls. Returns the points chosen, their objective, and which are misclassified
+    (with ``drop_fallen``; else which were at some point of the run).
 
     ``objective_of`` gives the objective of the rows it is told; rows with the same ``sample`` leave together.
     """
@@ -237,7 +238,4 @@ def _climb(
     last = ~state.fallen if drop_fallen else torch.ones_like(state.fallen)
     rows = state.index[last]
     found[rows], found_value[rows] = state.best[last], state.best_value[last]
-    if not drop_fallen:
-        with torch.no_grad():
-            found_wrong = fooled(model(found), y)
     return found, found_value, found_wrong

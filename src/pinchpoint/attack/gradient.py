@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.threat import Threat
-from pinchpoint.errors import DataError, ModelError
+from pinchpoint.errors import DataError, ModelError, ThreatError
 
 
 def check_inputs(
@@ -54,6 +54,12 @@ def check_points(x: Tensor, threat: Threat) -> None:
             "inputs must be a non-empty batch of floating point tensors",
             f"{x.dtype} of shape {tuple(x.shape)}",
             "convert images to float and scale them to the box",
+        )
+    if threat.eps > (largest := threat.diagonal(x[0].numel())):
+        raise ThreatError(
+            f"eps must not exceed the box, which is {largest:.4g} wide in {threat.norm}",
+            threat.eps,
+            "give the budget in input units, for example 8/255",
         )
     low, high = torch.tensor(threat.box or (-torch.inf, torch.inf), dtype=x.dtype).tolist()
     if not bool(torch.isfinite(x).all()) or float(x.min()) < low or float(x.max()) > high:

@@ -59,7 +59,7 @@ def square(
         generator = torch.Generator().manual_seed(seed)
         found, index = x.detach().clone(), torch.nonzero(~fooled(logits, y)).squeeze(1)
         origin = x[index].reshape(-1, *image_shape(tuple(x.shape[1:])))
-        best, standing = origin, torch.ones(len(index), dtype=torch.bool, device=x.device)
+        best, standing = origin.clone(), torch.ones(len(index), dtype=torch.bool, device=x.device)
         worst = torch.full_like(logits[index, 0], -torch.inf)  # margin at the best point
         for query in range(queries):
             if float((~standing).sum()) >= max(1.0, _REPACK * len(index)):
@@ -72,15 +72,15 @@ def square(
                 proposal = _start(origin, threat, generator)
             else:
                 proposal = _propose(best, origin, threat, covered(query - 1), generator)
-            rows = torch.nonzero(standing & (proposal != best).flatten(1).any(1)).squeeze(1)
+            rows = torch.nonzero(standing & ((proposal - best).flatten(1).abs_().amax(1) > 0)).squeeze(1)
             if len(rows) == 0:
                 continue
-            labels = y[index[rows]]
-            values, logits = value(model, proposal[rows].reshape(-1, *x.shape[1:]), labels, margin)
+            labels, proposal = y[index[rows]], proposal[rows]
+            values, logits = value(model, proposal.reshape(-1, *x.shape[1:]), labels, margin)
             wrong = fooled(logits, labels)
             take = (values > worst[rows]) | wrong
-            best = best.index_copy(0, rows[take], proposal[rows[take]])
-            worst[rows[take]] = values[take]
+            better = rows[take]
+            best[better], worst[better] = proposal[take], values[take]
             standing[rows[wrong]] = False
         found[index] = best.reshape(-1, *x.shape[1:])
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
@@ -81,6 +82,16 @@ class Threat:
             delta.flatten(1), {"linf": torch.inf, "l2": 2, "l1": 1}[self.norm], 1
         )
         return lengths
+
+    def diagonal(self, entries: int) -> float:
+        """The distance between opposite corners of the box, for inputs of so many entries; infinite where there is none.
+
+        >>> Threat("l2", 0.5).diagonal(4)
+        2.0
+        """
+        if self.box is None:
+            return math.inf
+        return (self.box[1] - self.box[0]) * {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}[self.norm]
 
     def project(self, x_adv: Float[Tensor, "batch *shape"], x: Float[Tensor, "batch *shape"]) -> Tensor:
         """The nearest point of the ball, then of the box; l1: the nearest point of both at once (Croce & Hein 2021).

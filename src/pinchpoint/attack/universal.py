@@ -12,8 +12,8 @@ from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import DataError
 
-SHARE=.01
 _LAST = 0.1  # of the first step's size
+_SHARE = 0.1  # of the entries that an l1 step moves
 _BATCH = 1024  # samples at a time where all are looked at
 
 
@@ -36,9 +36,10 @@ def universal(
     and projects onto the ball. The step size falls linearly to a tenth. Of all restarts the perturbation that fools most
     of x is returned.
 
-    The defaults are for speed. In our trials (MNIST with fully connected networks, CIFAR-10 with ResNet-20; linf and l2)
-    30 steps of 50 samples left at most a few points more of held-out accuracy than hundreds of steps of 256 did, and a
-    first step as long as eps fooled more, after few steps and after many, than a quarter of it.
+    The defaults are for speed. Fitted on 500 images at l_inf 0.15, a fully connected network for MNIST was right on
+    19 % of held-out images after 20 steps of 50 samples and 18 % after 200 of 256; ResNet-20 for CIFAR-10 at l_inf
+    8/255 on 30 % after 20 steps, 24 % after 50 and 21 % after 100. In l_inf a first step as long as eps did better than a
+    quarter of it, most of all where steps are few. In l1 much depends on the start, so restarts pay.
 
     Args:
         model, x, y, threat: as in ``pgd``; eps is the ball the perturbation itself must lie in.
@@ -77,7 +78,7 @@ def universal(
                 rows = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
                 _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], raised)
                 size = first * (1.0 - (1.0 - _LAST) * step / steps)
-                direction = ball.direction(gradient.mean(0, keepdim=True), at=delta, share=SHARE)
+                direction = ball.direction(gradient.mean(0, keepdim=True), at=delta, share=_SHARE)
                 delta = ball.project(delta + size * direction, origin)
             rate = share_fooled(model, x, y, delta, threat) if restarts > 1 else 0.0
             if rate > best_rate:
@@ -91,9 +92,11 @@ def apply_universal(x: Float[Tensor, "batch *shape"], delta: Tensor, threat: Thr
 
 
 def reach(threat: Threat) -> Threat:
-    """Where a perturbation may lie: in the ball, no entry longer than the box is wide."""
-    width = None if threat.box is None else threat.box[1] - threat.box[0]
-    return Threat(threat.norm, threat.eps, None if width is None else (-width, width))
+    """Where a perturbation may lie: in the ball, and no entry larger than the box is wide, which would be cut anyway."""
+    if threat.box is None:
+        return threat
+    width = threat.box[1] - threat.box[0]
+    return Threat(threat.norm, threat.eps, (-width, width))
 
 
 def clean_logits(

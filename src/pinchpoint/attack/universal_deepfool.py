@@ -10,7 +10,7 @@ from pinchpoint.attack.deepfool import leave_region
 from pinchpoint.attack.gradient import attacking, fooled
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
-from pinchpoint.attack.universal import apply_universal, clean_logits, share_fooled
+from pinchpoint.attack.universal import apply_universal, clean_logits, reach, share_fooled
 from pinchpoint.errors import ThreatError
 
 
@@ -57,13 +57,15 @@ def universal_deepfool(
     >>> universal_deepfool(model, x, torch.tensor([0, 0]), Threat("linf", 0.2)).sign().tolist()
     [-1.0, 1.0]
     """
-    check_steps(min(steps, epochs, block), 1)
+    check_steps(steps, 1)
+    if epochs < 1 or block < 1:
+        raise ThreatError("epochs and block must be one or more", f"{epochs} and {block}", "use for example 10 and 32")
     if not 0.0 < fooling_rate <= 1.0:
         raise ThreatError("fooling_rate must be above 0 and at most 1", fooling_rate, "use for example 0.8")
     with attacking(model, seed, x.device):
         clean_logits(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)
-        ball, shortest = Threat(threat.norm, threat.eps, box=None), Threat("l2", threat.eps, threat.box)
+        ball, shortest = reach(threat), Threat("l2", threat.eps, threat.box)
         origin = torch.zeros_like(x[:1])
         delta, best, best_rate = origin, origin, -1.0
         for _ in range(epochs):

@@ -151,20 +151,15 @@ def _ascent(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, 
         found.append(
             f"the loss does not rise with steps: {clean:.3g} at first, {early:.3g} early on, {late:.3g} at last"
         )
-    _, doubled = reached(2.0 * threat.eps, steps)
+    most = threat.diagonal(x[0].numel())
+    _, doubled = reached(min(2.0 * threat.eps, most), steps)
     if doubled > standing + _NOISE * samples:
         found.append(f"twice the budget leaves more samples standing: {doubled} instead of {standing} of {samples}")
     if threat.box is not None:
-        everything = 0.5 * (threat.box[1] - threat.box[0]) * _unit_size(threat, x)
-        _, left = reached(everything, steps)
+        _, left = reached(0.5 * most, steps)
         if left > _MANY * samples:
             found.append(f"a budget that reaches the middle of the box leaves {left} of {samples} samples standing")
     return found
-
-
-def _unit_size(threat: Threat, x: Tensor) -> float:
-    """Length of the perturbation that is 1 everywhere."""
-    return float(threat.length(torch.ones_like(x[:1])))
 
 
 def _black_box(

@@ -40,7 +40,7 @@ from pinchpoint.records import Attacked, AttackSheet, CurvePoint, Norm
 Name = Literal["standard", "quick", "apgd", "pgd", "fgsm", "square", "universal"]
 """The attacks that go by a name: the two ensembles, and single ones."""
 
-_STEPS: dict[str, int | None] = {"apgd": 100, "pgd": 40, "square": 5000, "universal": 200}
+_STEPS: dict[str, int | None] = {"apgd": 100, "pgd": 40, "square": 5000, "universal": 30}
 _WHITE_BOX = ("standard", "quick", "apgd")  # strong enough to be compared with queries alone
 
 
@@ -61,7 +61,7 @@ class Plan:
         attack: ``standard`` and ``quick``: the ensembles of ``standard_ensemble``; ``apgd``: AutoPGD with cross-entropy,
             then with DLR (the margin for two classes); ``pgd``: one random start; ``fgsm``; ``square``: queries only;
             ``universal``: one perturbation for all, fitted on other data. Cross-entropy always sees rescaled logits.
-        steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (200), queries of ``square`` (5000).
+        steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (30), queries of ``square`` (5000).
         curve: number of budgets up to eps at which robust accuracy is read off a search for each sample's smallest
             (``smallest_eps``); 0 for no curve.
         certify_s: seconds to bound the model with first, so that samples whose certified radius covers eps need no attack;
@@ -232,8 +232,7 @@ def _attacks(model: nn.Module, data: Samples, threat: Threat, plan: Plan) -> dic
     if name == "square":
         return {name: partial(square, queries=count, seed=seed)}
     if name == "universal" and data.fit is not None:
-        objective = scaled_cross_entropy(logit_scale(logits_of(model, data.fit[0], plan.batch_size)))
-        delta = universal(model, *data.fit, threat, steps=count, objective=objective, seed=seed)
+        delta = universal(model, *data.fit, threat, steps=count, seed=seed)
         return {name: partial(_moved, delta)}
     objective = scaled_cross_entropy(logit_scale(logits_of(model, data.x, plan.batch_size)))
     if name == "fgsm":

@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apply_universal, square, universal
+from pinchpoint.attack.gradient import check_logits, check_points
 from pinchpoint.errors import ModelError, PinchpointError
 from pinchpoint.evaluate.attacks import Attack
 from pinchpoint.evaluate.engine import robust_accuracy
-from pinchpoint.evaluate.logits import BATCH, in_batch
+from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
 from pinchpoint.evaluate.losses import adversarial_loss
-from pinchpoint.evaluate.verdict import Verdict
+from pinchpoint.evaluate.verdict import within
 from pinchpoint.records import Access, TransferMatrix
 
 UniversalAttack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
@@ -56,11 +57,12 @@ def transfer_matrix(
     >>> transfer_matrix({"one": one, "other": other}, x, y, Threat("linf", 0.2)).robust_accuracy
     [[0.5, 1.0], [0.5, 1.0]]
     """
+    right = _right_at_once(models, x, y, threat, batch_size)
     examples = {}
-    for name, model in _some(models).items():
+    for name, model in models.items():
         with _of(name):
             examples[name] = _made_on(model, x, y, threat, attack, batch_size, seed)
-    return _judge("examples", models, examples, x, y, threat, None, batch_size)
+    return _judge("examples", models, examples, right, x, y, threat, None, batch_size)
 
 
 def universal_transfer(
@@ -87,11 +89,12 @@ def universal_transfer(
     """
     fit_one = partial(universal, seed=seed) if attack is None else attack
     x, y = held_out
+    right = _right_at_once(models, x, y, threat, batch_size)
     moved = {}
-    for name, model in _some(models).items():
+    for name, model in models.items():
         with _of(name):
             moved[name] = apply_universal(x, fit_one(model, *fit, threat)[None], threat)
-    return _judge("universal", models, moved, x, y, threat, len(fit[0]), batch_size)
+    return _judge("universal", models, moved, right, x, y, threat, len(fit[0]), batch_size)
 
 
 def access(
@@ -144,7 +147,7 @@ def access(
         norm=threat.norm,
         eps=threat.eps,
         samples=len(x),
-        clean_accuracy=_share(~_wrong_at_once(white)),
+        clean_accuracy=1.0 - white.stage.count("clean") / len(x),
         white_box=white.robust_accuracy,
         transfer={name: verdict.robust_accuracy for name, verdict in transferred.items()},
         queries=queried.robust_accuracy,
@@ -167,27 +170,47 @@ def _made_on(
     return torch.cat(parts)
 
 
+def _right_at_once(
+    models: Mapping[str, nn.Module], x: Tensor, y: Tensor, threat: Threat, batch_size: int
+) -> dict[str, Tensor]:
+    """For each model, the samples it gets right without attack; models and data are checked."""
+    if not models:
+        raise ModelError("attacks are transferred between one model or more", "none", "give models by name")
+    check_points(x, threat)
+    right = {}
+    for name, model in models.items():
+        with _of(name):
+            logits = logits_of(model, x, batch_size)
+            check_logits(logits, y, len(x))
+            right[name] = ~misclassified(logits, y)
+    return right
+
+
 def _judge(
     made: Literal["examples", "universal"],
     models: Mapping[str, nn.Module],
     candidates: dict[str, Tensor],
+    right: dict[str, Tensor],
     x: Tensor,
     y: Tensor,
     threat: Threat,
     fitted_on: int | None,
     batch_size: int,
 ) -> TransferMatrix:
-    """Every model's verdict on every source's candidates."""
-
-    def verdict(source: str, target: str) -> Verdict:
-        with _of(target):
-            return robust_accuracy(
-                models[target], x, y, threat, attacks={}, known=candidates[source], batch_size=batch_size
-            )
-
-    verdicts = {source: {target: verdict(source, target) for target in models} for source in models}
-    right = {name: ~_wrong_at_once(verdicts[name][name]) for name in models}
-    own = {name: verdicts[name][name].fallen & right[name] for name in models}
+    """What every model answers to every source's candidates; those outside ball or box do not count."""
+    fell: dict[str, dict[str, Tensor]] = {}
+    for source, found in candidates.items():
+        stored = found.detach().float().to(x.dtype)
+        allowed = within(stored, x, threat)
+        fell[source] = {}
+        for target, model in models.items():
+            with _of(target):
+                fell[source][target] = misclassified(logits_of(model, stored, batch_size), y) & allowed
+    if made == "universal":
+        stands = {a: {b: ~fell[a][b] for b in models} for a in models}
+    else:  # whoever attacks a sample alone leaves it as it is where it is misclassified
+        stands = {a: {b: ~fell[a][b] & right[b] for b in models} for a in models}
+    finds = {a: {b: fell[a][a] & right[a] & right[b] for b in models} for a in models}
     return TransferMatrix(
         made=made,
         norm=threat.norm,
@@ -196,24 +219,14 @@ def _judge(
         fitted_on=fitted_on,
         models=list(models),
         clean_accuracy=[_share(right[name]) for name in models],
-        robust_accuracy=[[verdicts[a][b].robust_accuracy for b in models] for a in models],
-        finds=[[int((own[a] & right[b]).sum()) for b in models] for a in models],
-        carried=[[int((own[a] & right[b] & verdicts[a][b].fallen).sum()) for b in models] for a in models],
+        robust_accuracy=[[_share(stands[a][b]) for b in models] for a in models],
+        finds=[[int(finds[a][b].sum()) for b in models] for a in models],
+        carried=[[int((finds[a][b] & fell[a][b]).sum()) for b in models] for a in models],
     )
 
 
-def _wrong_at_once(verdict: Verdict) -> Tensor:
-    return torch.tensor([stage == "clean" for stage in verdict.stage], device=verdict.fallen.device)
-
-
 def _share(samples: Tensor) -> float:
-    return float(samples.double().mean())
-
-
-def _some(models: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
-    if not models:
-        raise ModelError("attacks are transferred between one model or more", "none", "give models by name")
-    return models
+    return 1.0 - float((~samples).double().mean())
 
 
 @contextmanager
