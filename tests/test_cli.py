@@ -25,11 +25,14 @@ from safetensors.torch import save_file
 
 import pinchpoint
 from pinchpoint import cli
+from pinchpoint.attack import Threat
+from pinchpoint.evaluate import Samples, attack_sheet
+from pinchpoint.evaluate.sheet import Plan
 from pinchpoint.learn import build
 from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
 from pinchpoint.learn.models import CifarResNetConfig
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.records import BoundSheet, Profile, Run, Summary
+from pinchpoint.records import AttackSheet, BoundSheet, Profile, Run, Summary
 from pinchpoint.tables import down, up
 
 TINY = Path(__file__).parent / "study" / "tiny.yaml"
@@ -508,6 +511,86 @@ def test_profile_of_what_is_no_whole_checkpoint_is_one_sentence(undisturbed, tmp
 @pytest.mark.parametrize(("flag", "value"), [("--k-share", 0), ("--k-share", "nan"), ("--target", -1)])
 def test_profile_refuses_a_share_or_target_out_of_range(undisturbed, flag, value):
     assert " lies in " in pinch("profile", undisturbed.checkpoint, flag, value).error
+
+
+# --- attack ---------------------------------------------------------------------------------------------------------------
+
+
+def test_attack_as_json_is_what_the_library_finds(undisturbed, digits, tmp_path):
+    flags = ("--data", "digits", "--samples", 40, "--attack", "apgd", "--steps", 5, "--no-checks", "--curve", 3)
+    said = pinch("attack", undisturbed.checkpoint, *flags, "--threat", "linf:8/255", "--threat", "l2:0.3", "--json")
+    assert said.status == 0
+    assert said.err.splitlines()[0] == "note: the first 40 of 450 test samples are attacked; --samples changes it"
+    model, _ = load(undisturbed.checkpoint)
+    threats, plan = [Threat("linf", 8 / 255), Threat("l2", 0.3)], Plan("apgd", steps=5, checks=False, curve=3)
+    there = attack_sheet(model, Samples(digits.x_test[:40], digits.y_test[:40]), threats, plan)
+    here = AttackSheet.model_validate_json(said.out)
+    assert timeless(here.model_dump()) == timeless(there.model_dump())
+
+
+def test_attack_table_counts_what_settled_the_samples(undisturbed, tmp_path):
+    flags = ("--data", "digits", "--samples", 40, "--attack", "universal", "--threat", "l2:0.5", "--out", tmp_path)
+    said = pinch("attack", undisturbed.checkpoint, *flags)
+    sheet = AttackSheet.model_validate_json((tmp_path / "attack.json").read_text())
+    (found,) = sheet.threats
+    assert said.status == 0
+    assert f"fitted on {sheet.fitted_on} training samples" in said.out
+    for name, count in found.settled.items():
+        assert cells(said.out, name)[:2] == [str(count), f"{count / 40:.1%}"]
+    assert f"l2 0.5: robust accuracy {found.robust_accuracy:.1%} " in said.out
+    assert said.out.splitlines()[-1] == f"examples: {tmp_path / 'l2-0.5.safetensors'}"
+    assert max(map(len, said.out.splitlines()[1:-1])) <= 90
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (
+            ["--data", "digits", "--attack", "cw"],
+            "attack must be one of standard, quick, apgd, pgd, fgsm, square, univ",
+        ),
+        (
+            ["--data", "digits", "--threat", "linf:8"],
+            "eps must not exceed the box, which is 1 wide in linf, but got 8.0",
+        ),
+        (
+            ["--data", "digits", "--threat", "l3:1"],
+            "norm must be one of linf, l2, l1, but got l3; write linf, l2 or l1.",
+        ),
+        (
+            ["--data", "digits", "--threat", "linf"],
+            "a threat is written norm:eps, but got linf; write for example linf:8/",
+        ),
+        (["--data", "digits", "--steps", 3], "steps can be chosen for apgd, pgd, square, universal, but got 3; leave"),
+        (["--data", "letters"], "a data set must be known by name, but got letters; use digits, mnist,"),
+        (["--data", "digits", "--device", "gpu"], "a device is auto, cpu, cuda or cuda:NUMBER, but got gpu; use auto"),
+    ],
+)
+def test_attack_refuses_what_makes_no_sense(undisturbed, flags, text):
+    said = pinch("attack", undisturbed.checkpoint, *flags)
+    assert (said.status, said.out) == (2, "")
+    assert said.err.splitlines()[-1].startswith(f"error: {text}")
+
+
+@pytest.mark.long
+def test_attack_on_data_of_another_shape(tmp_path):
+    config = CifarResNetConfig(depth=8, width=4)
+    save(tmp_path, build(config, (3, 8, 8), 10), CheckpointConfig(model=config, input_shape=(3, 8, 8), classes=10))
+    said = pinch("attack", tmp_path, "--data", "digits")
+    assert said.status == 2
+    assert "images of 3 channels" in said.err
+    assert "1x8x8" in said.err
+
+
+@pytest.mark.long
+def test_interrupted_attack_says_what_is_kept(undisturbed, monkeypatch, tmp_path):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pinchpoint.evaluate.attack_sheet", stop)
+    said = pinch("attack", undisturbed.checkpoint, "--data", "digits", "--out", tmp_path)
+    assert (said.status, said.out) == (130, "")
+    assert said.err.splitlines()[-1] == "Interrupted: the same command goes on from there."
 
 
 # --- interrupted and killed -----------------------------------------------------------------------------------------------

@@ -220,11 +220,12 @@ def _climb(
         else:
             values, logits = value(model, state.adv, state.y, objective)
         wrong = fooled(logits, state.y)
-        new = wrong & ~state.fallen
-        found[state.index[new]], found_value[state.index[new]] = state.adv[new], values[new]
-        found_wrong[state.index[new]] = True
-        beaten[state.sample[new]] = True
-        state.fallen = beaten[state.sample]
+        new = torch.nonzero(wrong & ~state.fallen).squeeze(1)
+        if len(new) > 0:
+            rows = state.index[new]
+            found[rows], found_value[rows], found_wrong[rows] = state.adv[new], values[new], True
+            beaten[state.sample[new]] = True
+            state.fallen = beaten[state.sample]
         state.rises = state.rises + (values > state.value)
         state.value = values
         remember_best(state)

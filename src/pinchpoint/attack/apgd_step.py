@@ -18,7 +18,10 @@ _LARGEST_OVER_SMALLEST = 10.0  # l1: step sizes
 
 @dataclass
 class State:
-    """One row a search; ``keep`` gathers the rows that stay. Rows of the same ``sample`` fall together."""
+    """One row a search; ``keep`` gathers the rows that stay. Rows of the same ``sample`` fall together.
+
+    l_inf: ``low`` and ``high`` are the ends of ball and box, entry by entry, so that a projection is one operation.
+    """
 
     index: Tensor
     sample: Tensor
@@ -38,10 +41,20 @@ class State:
     share: Tensor
     moved: Tensor
     fallen: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
 
     def keep(self, rows: Bool[Tensor, "batch"]) -> None:
+        stay = torch.nonzero(rows).squeeze(1)
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
+            if (tensor := getattr(self, field.name)) is not None:
+                setattr(self, field.name, tensor[stay])
+
+    def inside(self, point: Tensor, threat: Threat) -> Tensor:
+        """The point projected onto the threat."""
+        if self.low is None or self.high is None:
+            return threat.project(point, self.x)
+        return torch.clamp(point, self.low, self.high)
 
 
 def begin(
@@ -50,6 +63,7 @@ def begin(
     """The state before the first step."""
     rows, moved = len(x), _entries_moved(start, x)
     first = threat.eps if threat.norm == "l1" else 2.0 * threat.eps
+    ends = [threat.project(torch.full_like(x, end), x) for end in (-torch.inf, torch.inf)] if threat.norm == "linf" else []
     return State(
         index=torch.arange(rows, device=x.device),
         sample=sample,
@@ -69,6 +83,7 @@ def begin(
         share=moved / x[0].numel() / _SPARSER,
         moved=moved,
         fallen=torch.zeros(rows, dtype=torch.bool, device=x.device),
+        **dict(zip(("low", "high"), ends, strict=False)),
     )
 
 
@@ -100,21 +115,22 @@ def sparse_checkpoints(steps: int) -> list[int]:
 def move(state: State, threat: Threat, *, first: bool) -> None:
     """A projected gradient step and momentum, projected again; l1: a sparse step, without momentum."""
     direction = threat.direction(state.gradient, share=state.share)
-    step = threat.project(state.adv + state.step * direction, state.x)
+    step = state.inside(torch.addcmul(state.adv, state.step, direction), threat)
     if threat.norm == "l1":
         state.adv = step
         return
-    momentum = 1.0 if first else _MOMENTUM
-    moved = state.adv + momentum * (step - state.adv) + (1.0 - momentum) * (state.adv - state.previous)
-    state.previous, state.adv = state.adv, threat.project(moved, state.x)
+    if not first:
+        momentum = 1.0 - _MOMENTUM
+        step = step.mul_(_MOMENTUM).add_(state.adv, alpha=2.0 * momentum).sub_(state.previous, alpha=momentum)
+        step = state.inside(step, threat)
+    state.previous, state.adv = state.adv, step
 
 
 def remember_best(state: State) -> None:
     """Keep the point with the largest objective so far, and its gradient."""
     better = state.value > state.best_value
-    wide = better.reshape(state.step.shape)
-    state.best = torch.where(wide, state.adv, state.best)
-    state.best_gradient = torch.where(wide, state.gradient, state.best_gradient)
+    rows = torch.nonzero(better).squeeze(1)
+    state.best[rows], state.best_gradient[rows] = state.adv[rows], state.gradient[rows]
     state.best_value = torch.where(better, state.value, state.best_value)
 
 

@@ -41,6 +41,7 @@ Name = Literal["standard", "quick", "apgd", "pgd", "fgsm", "square", "universal"
 """The attacks that go by a name: the two ensembles, and single ones."""
 
 _STEPS: dict[str, int | None] = {"apgd": 100, "pgd": 40, "square": 5000, "universal": 30}
+_LOOKED_AT = 32  # samples on which signs of masked gradients are sought
 _WHITE_BOX = ("standard", "quick", "apgd")  # strong enough to be compared with queries alone
 
 
@@ -63,7 +64,7 @@ class Plan:
             ``universal``: one perturbation for all, fitted on other data. Cross-entropy always sees rescaled logits.
         steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (30), queries of ``square`` (5000).
         curve: number of budgets up to eps at which robust accuracy is read off a search for each sample's smallest
-            (``smallest_eps``); 0 for no curve.
+            (``smallest_eps``); 0 for no curve, and none beside ``square`` and ``universal``, which ask another question.
         certify_s: seconds to bound the model with first, so that samples whose certified radius covers eps need no attack;
             0 for none. l1 uses the radii in l2: an l1 ball lies in the l2 ball of its size.
         checks: look for masked gradients (not after ``fgsm`` or ``universal``, which are too weak to tell).
@@ -197,7 +198,9 @@ def _attacked(
     points = _curve(model, data, verdict, radii, plan)
     if plan.checks and plan.attack not in ("fgsm", "universal"):
         by_gradients = _by_gradients(verdict, plan.attack)
-        warnings += masking_warnings(model, data.x, data.y, threat, verdict=by_gradients, seed=plan.seed)
+        warnings += masking_warnings(
+            model, data.x, data.y, threat, verdict=by_gradients, samples=_LOOKED_AT, seed=plan.seed
+        )
     examples = None
     if out is not None and state is not None:
         examples = out / f"{_file(threat)}.safetensors"
@@ -259,7 +262,7 @@ def _radii(model: nn.Module, data: Samples, threat: Threat, seconds: float, warn
 def _curve(model: nn.Module, data: Samples, verdict: Verdict, radii: Tensor | None, plan: Plan) -> list[CurvePoint]:
     """Robust and certified accuracy at evenly spaced budgets up to eps; what the verdict says counts at eps."""
     threat, count = verdict.threat, plan.curve
-    if count == 0 or threat.eps == 0:
+    if count == 0 or threat.eps == 0 or plan.attack in ("square", "universal"):
         return []
     options: dict[str, int] = {"seed": plan.seed, "batch_size": plan.batch_size}
     eps, _ = smallest_eps(model, data.x, data.y, threat.norm, threat.eps, box=threat.box, **options)

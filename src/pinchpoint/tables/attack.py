@@ -22,7 +22,7 @@ _MEANS = {
 
 def attack_parts(sheet: AttackSheet, width: int) -> Iterator[Table | str]:
     """Accuracy without attack, then each threat: what is left, what settled how many, the curve, and warnings."""
-    yield f"clean accuracy {sheet.clean_accuracy:.1%}"
+    yield f"without attack: accuracy {sheet.clean_accuracy:.1%}"
     if sheet.fitted_on is not None:
         yield f"the perturbation is fitted on {sheet.fitted_on} training samples"
     for attacked in sheet.threats:
