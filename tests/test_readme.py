@@ -10,19 +10,22 @@ from pinchpoint.study import parse
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def _block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return found.group(1)
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_example_runs(capsys):
-    exec(compile(_block("python"), "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 5
+def test_the_python_examples_run_one_after_the_other(capsys):
+    names: dict[str, object] = {}
+    lines = []
+    for block in _blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+        lines.append(len(capsys.readouterr().out.splitlines()))
+    assert lines == [5, 2]
 
 
 def test_the_study_example_is_a_valid_study():
-    assert len(parse(_block("yaml")).plan()) == 4 * 3
+    (study,) = _blocks("yaml")
+    assert len(parse(study).plan()) == 4 * 3
 
 
 def test_the_files_it_links_to_are_there():
