@@ -30,15 +30,21 @@ def arguments(description: str, own: Sequence[str] = ()) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def interleaved(contestants: Mapping[str, Callable[[], object]], repeats: int = 3) -> Seconds:
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]],
+    repeats: int = 3,
+    *,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
     """Seconds of each call, after one round that is not counted. Rounds take turns, so that a busy minute hits all."""
     seconds: Seconds = {name: [] for name in contestants}
-    for round_ in range(repeats + 1):
+    for round_ in range(repeats + warm_up):
         for name, call in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
+            if round_ >= warm_up:
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -22,14 +23,17 @@ def needs(name):
     pytest.importorskip(peers.MODULES[name], reason=f"needs the extra 'peers': {peers.PACKAGES[name]}")
 
 
-@pytest.mark.parametrize("peer", ["foolbox", "torchattacks"])
 @pytest.mark.parametrize("net", ["trained", "small_cnn"])
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.45)])
+@pytest.mark.parametrize(
+    ("peer", "norm", "eps"),
+    # not torchattacks in l2: it starts at distances uniform in [0, eps], ours and foolbox near eps (on digits: 1 % more)
+    [("foolbox", "linf", 0.08), ("foolbox", "l2", 0.45), ("torchattacks", "linf", 0.08)],
+)
 def test_pgd_lies_in_the_peers_own_range(request, digits, peer, net, norm, eps):
     needs(peer)
     model, threat = request.getfixturevalue(net).eval(), Threat(norm, eps)
     x, y, theirs = digits.x_test[:200], digits.y_test[:200], []
-    for seed in range(4):
+    for seed in range(6):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             found = peers.PGD[peer](model, x, y, threat, 40).detach()
@@ -39,12 +43,12 @@ def test_pgd_lies_in_the_peers_own_range(request, digits, peer, net, norm, eps):
         robust_accuracy(
             model, x, y, threat, attacks={"pgd": lambda m, a, b, t, seed=seed: pgd(m, a, b, t, steps=40, seed=seed)}
         ).robust_accuracy
-        for seed in range(3)
+        for seed in range(6)
     ]
     print(f"\n{peer} {net} {threat}: theirs {theirs}, ours {ours}")
     assert 0.1 < min(theirs) < 0.9, "a budget where nothing or everything falls compares nothing"
     # foolbox and torchattacks judge the last point, ours the worst on the way: a sample's worth below is no fault
-    assert min(theirs) - 2 / len(x) <= sorted(ours)[1] <= max(theirs)
+    assert min(theirs) - 2 / len(x) <= statistics.median(ours) <= max(theirs)
 
 
 def test_no_universal_perturbation_of_art_is_worse_for_the_model(trained, digits):

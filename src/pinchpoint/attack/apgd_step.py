@@ -63,7 +63,8 @@ def begin(
     """The state before the first step."""
     rows, moved = len(x), _entries_moved(start, x)
     first = threat.eps if threat.norm == "l1" else 2.0 * threat.eps
-    ends = [threat.project(torch.full_like(x, end), x) for end in (-torch.inf, torch.inf)] if threat.norm == "linf" else []
+    edges = (-torch.inf, torch.inf) if threat.norm == "linf" else ()
+    ends = [threat.project(torch.full_like(x, edge), x) for edge in edges]
     return State(
         index=torch.arange(rows, device=x.device),
         sample=sample,
@@ -115,14 +116,13 @@ def sparse_checkpoints(steps: int) -> list[int]:
 def move(state: State, threat: Threat, *, first: bool) -> None:
     """A projected gradient step and momentum, projected again; l1: a sparse step, without momentum."""
     direction = threat.direction(state.gradient, share=state.share)
-    step = state.inside(torch.addcmul(state.adv, state.step, direction), threat)
+    step = state.inside(direction.mul_(state.step).add_(state.adv), threat)
     if threat.norm == "l1":
         state.adv = step
         return
     if not first:
-        momentum = 1.0 - _MOMENTUM
-        step = step.mul_(_MOMENTUM).add_(state.adv, alpha=2.0 * momentum).sub_(state.previous, alpha=momentum)
-        step = state.inside(step, threat)
+        kept = (state.adv - state.previous).mul_(1.0 - _MOMENTUM)
+        step = state.inside(step.sub_(state.adv).mul_(_MOMENTUM).add_(state.adv).add_(kept), threat)
     state.previous, state.adv = state.adv, step
 
 
