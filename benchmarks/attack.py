@@ -295,9 +295,9 @@ def run(
     x, y = mnist
     hard = attack_nets.HARD
     planned: dict[str, Callable[[], Contest]] = {
-        "AutoPGD, FCN": lambda: autopgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.rounds),
+        "AutoPGD, FCN": lambda: autopgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, max(size.rounds, 2)),
         "PGD, FCN": lambda: plain_pgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.rounds),
-        "AutoPGD, robust net": lambda: autopgd(robust, x[: size.robust], y[: size.robust], hard, size.rounds),
+        "AutoPGD, robust net": lambda: autopgd(robust, x[: size.robust], y[: size.robust], hard, max(size.rounds, 5)),
     }
     for threat in CIFAR10:
         planned[f"AutoPGD, ResNet-20, {threat}"] = lambda t=threat: autopgd(resnet, *cifar10, t, size.rounds)  # type: ignore[misc]
