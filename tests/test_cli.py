@@ -35,6 +35,7 @@ from pinchpoint.learn.resnet import Architecture, cifar_resnet
 from pinchpoint.records import AttackSheet, BoundSheet, Profile, Run, Summary
 from pinchpoint.tables import down, up
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
 TINY = Path(__file__).parent / "study" / "tiny.yaml"
 
 
@@ -563,6 +564,11 @@ def test_attack_table_counts_what_settled_the_samples(undisturbed, tmp_path):
         ),
         (["--data", "digits", "--steps", 3], "steps can be chosen for apgd, pgd, square, universal, but got 3; leave"),
         (["--data", "letters"], "a data set must be known by name, but got letters; use digits, mnist,"),
+        (["--data", "digits", "--out", "/proc/x"], "/proc/x must be writable, but got No such file or directory; name"),
+        (
+            ["--data", "digits", "--out", str(TINY)],
+            f"{TINY} must be writable, but got File exists; name another folder",
+        ),
         (["--data", "digits", "--device", "gpu"], "a device is auto, cpu, cuda or cuda:NUMBER, but got gpu; use auto"),
     ],
 )
@@ -624,9 +630,6 @@ def alive(session: int) -> list[int]:
             if int(of) == session and state != "Z":
                 found.append(int(path.parent.name))
     return found
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
 
 
 def check_completes(folder: Path, undisturbed: Undisturbed) -> None:

@@ -269,13 +269,14 @@ def attack(
 ) -> None:
     """Attack a model: how many samples does no attack fool?
 
-    MODEL is what [bold]pinchpoint profile[/bold] takes; budgets are in pixels, which lie in [0, 1].
+    MODEL is what [bold]pinchpoint profile[/bold] takes; budgets are in pixels, from 0 to 1.
 
-    [bold]standard[/bold] is the ensemble of Croce & Hein 2020 (AutoPGD with cross-entropy, targeted
-    AutoPGD, FAB, Square), the figure to report; [bold]quick[/bold] a shorter one. What has fallen is
-    not attacked again, so weak models take seconds. Every example is checked for
-    ball, box and label in float32 apart from the attack. [bold]universal[/bold] fits one
-    perturbation on the training data and judges it on the test data.
+    [bold]standard[/bold] is the ensemble of Croce & Hein 2020 (AutoPGD with
+    cross-entropy, targeted AutoPGD, FAB, Square), the figure to report;
+    [bold]quick[/bold] is a shorter one. What has fallen is not attacked again, so weak
+    models take seconds. Every example is checked for ball, box and label in
+    float32, apart from the attack. [bold]universal[/bold] fits one perturbation on the
+    training data and judges it on the test data.
     """
     from pinchpoint.attack import Threat
     from pinchpoint.evaluate import attack_sheet

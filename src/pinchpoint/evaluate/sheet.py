@@ -33,7 +33,7 @@ from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
 from pinchpoint.evaluate.masking import masking_warnings
-from pinchpoint.evaluate.verdict import Verdict, save_examples
+from pinchpoint.evaluate.verdict import Verdict, save_examples, writable
 from pinchpoint.measure.layers import float64_copy
 from pinchpoint.records import Attacked, AttackSheet, CurvePoint, Norm
 
@@ -127,6 +127,7 @@ def attack_sheet(
 
     Raises:
         ConfigError, ThreatError, DataError, ModelError, CheckpointError: for what makes no sense, each saying why.
+        StoreError: where ``out`` cannot be written.
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.eye(2))
@@ -144,6 +145,9 @@ def attack_sheet(
         raise ConfigError("a universal perturbation is fitted on other data", "none", "give training data as fit")
     for threat in threats:
         check_points(data.x, threat)
+    if out is not None:
+        with writable(out):
+            pass
     logits = logits_of(model, data.x, plan.batch_size)
     check_logits(logits, data.y, len(data.x))
     clean = ~misclassified(logits, data.y)
@@ -160,11 +164,10 @@ def attack_sheet(
 
 def write_sheet(sheet: AttackSheet, folder: Path) -> Path:
     """Write ``attack.json`` beside the examples; the file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "attack.json"
-    beside = folder / ".attack.json.writing"
-    beside.write_text(sheet.model_dump_json(indent=1))
-    return beside.replace(written)
+    with writable(folder):
+        beside = folder / ".attack.json.writing"
+        beside.write_text(sheet.model_dump_json(indent=1))
+        return beside.replace(folder / "attack.json")
 
 
 def _attacked(
