@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pinchpoint.compress.factorize import LowRankLinear
+from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
 from pinchpoint.mechanism import alignment, baseline, relative_change, right_singular_vectors, trace
 

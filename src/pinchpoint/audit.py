@@ -32,7 +32,7 @@ from pinchpoint.evaluate import (
     robust_curve,
     universal_accuracy,
 )
-from pinchpoint.learn.data import Dataset
+from pinchpoint.learn.data import AnyDataset
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import trace as trace_mechanism
@@ -103,7 +103,7 @@ class AuditConfig(BaseModel):
 
 def audit(
     model: nn.Module,
-    data: Dataset,
+    data: AnyDataset,
     config: AuditConfig | None = None,
     *,
     seed: int = 0,
@@ -123,7 +123,7 @@ def audit(
     """
     config = config or AuditConfig()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    x, y = data.x_test[: config.samples].to(device), data.y_test[: config.samples].to(device)
+    x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
     fit = (data.x_train.to(device), data.y_train.to(device))
     seconds: dict[str, float] = {}
     warnings: list[str] = []

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -22,7 +21,7 @@ from pinchpoint.errors import PinchpointError
 if TYPE_CHECKING:
     from pinchpoint.evaluate import Progress as Attacked
     from pinchpoint.evaluate.sheet import Name
-    from pinchpoint.learn.data import Dataset
+    from pinchpoint.learn.data import AnyDataset
     from pinchpoint.learn.source import Source
     from pinchpoint.records import Norm
     from pinchpoint.study import Failure, StudyConfig, Task
@@ -297,7 +296,7 @@ def attack(
     threats = [Threat.parse(text) for text in threat or ["linf:8/255"]]
     place = device_of(device)
     source, content = _open_with(model, data, samples)
-    x, y = content.x_test.to(place), content.y_test.to(place)
+    x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
     fit = (content.x_train.to(place), content.y_train.to(place)) if attack == "universal" else None
     try:
         with _survivors() as watcher:
@@ -321,15 +320,14 @@ def attack(
             out.print(part)
 
 
-def _open_with(model: str, data: str, samples: int) -> tuple[Source, Dataset]:
+def _open_with(model: str, data: str, samples: int) -> tuple[Source, AnyDataset]:
     """Model and data that fit each other; what was assumed is told on stderr."""
     from pinchpoint.learn.data import DataConfig, load
     from pinchpoint.learn.source import fitting, open_model
 
     content = load(DataConfig(name=data))
     source = fitting(open_model(model, content.input_shape), content)
-    whole = len(content.x_test)
-    content = replace(content, x_test=content.x_test[:samples], y_test=content.y_test[:samples])
+    whole = len(content.test)
     left = (
         [] if whole <= samples else [f"the first {samples} of {whole} test samples are attacked; --samples changes it"]
     )

@@ -253,7 +253,8 @@ def test_named_files_come_from_the_folder(monkeypatch, tmp_path, arrays):
 def test_unknown_names(name):
     with pytest.raises(
         DataError,
-        match=r"a data set must be known by name, but got .*; use digits, mnist, cifar10, cifar100, npz:PATH or "
+        match=r"a data set must be known by name, but got .*; use digits, mnist, cifar10, cifar100, npz:PATH, "
+        "imagefolder:PATH, imagenet:PATH, huggingface:PATH or "
         "torchvision:NAME with NAME in MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN",
     ):
         load(DataConfig(name=name))

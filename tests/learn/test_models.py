@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pinchpoint.compress.factorize import LowRankLinear
+from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
 from pinchpoint.learn import ModelConfig, Normalize, build
 
@@ -76,7 +76,7 @@ def test_normalisation_is_one_over_the_smallest_std_lipschitz():
 @pytest.mark.parametrize(
     ("options", "shape", "text"),
     [
-        ({"hidden": (8, 0)}, (1, 4, 4), r"widths must be one or more and classes two or more, but got \(8, 0\) and 3"),
+        ({"hidden": (8, 0)}, (1, 4, 4), r"hidden widths must be one or more, but got \(8, 0\); check model.hidden"),
         ({"hidden": (8,), "rank": 9}, (1, 4, 4), r"the rank of a 8 x 16 layer lies in 1 \.\.\. 8, but got 9; choose"),
         ({"mean": (0.5,)}, (1, 4, 4), "mean and std come together, but got only one of them; give both or none"),
         ({"std": (0.5,)}, (1, 4, 4), "mean and std come together"),
@@ -101,7 +101,7 @@ def test_networks_that_make_no_sense(options, shape, text):
 
 
 def test_one_class_is_none():
-    with pytest.raises(ModelError, match=r"classes two or more, but got \(8,\) and 1; check the model"):
+    with pytest.raises(ModelError, match=r"a model needs two classes or more, but got 1; check the data"):
         build(ModelConfig(hidden=(8,)), (1, 4, 4), 1)
 
 

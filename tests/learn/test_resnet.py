@@ -154,7 +154,12 @@ def test_the_name_says_which_network_and_fcn_is_meant_without_one(content, expec
 @pytest.mark.parametrize(
     ("content", "place", "text"),
     [
-        ({"name": "resnet"}, ("model", "name"), "Input should be 'fcn' or 'cifar_resnet'"),
+        (
+            {"name": "resnet"},
+            ("model", "name"),
+            "Value error, Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, wide_resnet, timm:NAME, "
+            "torchvision:NAME or open_clip:NAME",
+        ),
         ({"name": "cifar_resnet", "hidden": [3]}, ("model", "hidden"), "Extra inputs are not permitted"),
         ({"depth": 20}, ("model", "depth"), "Extra inputs are not permitted"),
         ({"name": "cifar_resnet", "depth": 2}, ("model", "depth"), "Input should be greater than or equal to 8"),
@@ -199,9 +204,7 @@ def test_images_are_needed_and_two_classes():
         "a convolutional network takes images (channels, height, width), but got (64,); use model.name fcn.",
     ):
         build(CifarResNetConfig(depth=8), (64,), 3)
-    with refused(
-        ModelError, "widths must be one or more and classes two or more, but got (16,) and 1; check the model."
-    ):
+    with refused(ModelError, "a model needs two classes or more, but got 1; check the data."):
         build(CifarResNetConfig(depth=8), (1, 8, 8), 1)
 
 

@@ -25,7 +25,7 @@ IMPOSSIBLE = [
     ({"base/data/name": "npz:/no/such.npz"}, DataError, "a data file must exist, but got /no/such.npz"),
     ({"base/data/test_share": 0.999}, DataError, "enough samples of each class for a stratified split"),
     ({"families/1/grid": {"model.rank": [2, 17]}}, ModelError, "the rank of a 16 x 64 layer lies in 1 ... 16, but got"),
-    ({"base/model/hidden": [0]}, ModelError, "widths must be one or more and classes two or more, but got (0,)"),
+    ({"base/model/hidden": [0]}, ModelError, "hidden widths must be one or more, but got (0,)"),
     ({"base/model/hidden": [10**13]}, ModelError, "a network must fit into memory, but got hidden (10000000000000,)"),
     ({"base/model/hidden": [10**30]}, ModelError, "a network must fit into memory, but got hidden (1000"),
     ({"base/device": "cuda:63"}, ConfigError, "the device must be there, but got cuda:63; use auto or cpu."),

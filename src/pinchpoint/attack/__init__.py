@@ -5,6 +5,7 @@ from pinchpoint.attack.deepfool import deepfool
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
 from pinchpoint.attack.fgsm import fgsm
+from pinchpoint.attack.inner import inner_pgd
 from pinchpoint.attack.minimum import minimum_norm
 from pinchpoint.attack.objectives import (
     Objective,
@@ -34,6 +35,7 @@ __all__ = [
     "dlr",
     "fab",
     "fgsm",
+    "inner_pgd",
     "logit_scale",
     "margin",
     "minimum_norm",

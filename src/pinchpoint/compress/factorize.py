@@ -1,81 +1,285 @@
-"""Low-rank layers: W = A B with A of shape h x r and B of shape r x d."""
+"""Factorising a network: its layers replaced by low-rank ones, by truncated SVD or for training from scratch, and back.
+
+Every function returns a new model; the one given stays as it is.
+"""
 
 from __future__ import annotations
 
+import copy
+import fnmatch
 import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from pinchpoint.errors import ModelError
-from pinchpoint.measure.layers import weight_matrix
-from pinchpoint.measure.spectrum import as_matrix
+from pinchpoint.compress.lowrank import LowRank, check_rank, truncate, untrained
+from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.measure.compressibility import k_for_residual
+from pinchpoint.measure.layers import linear_modules, matrix64
+from pinchpoint.measure.ranks import rank_tolerance
+from pinchpoint.measure.spectrum import singular_values
+from pinchpoint.measure.weights import computed_tensors
+
+_Old = TypeVar("_Old", bound=nn.Module)
 
 
-class LowRankLinear(nn.Module):
-    """A fully connected layer of rank at most r, y = A (B x) + b.
+@dataclass(frozen=True)
+class Plan:
+    """The rank of each layer to factorise, and why others are left as they are.
 
-    A and B start so that A B has entries of the variance ``nn.Linear`` starts with.
+    Attributes:
+        ranks: by the layer's name.
+        left: reasons, by the layer's name.
+        before, after: how many numbers the model stores, before and after.
+    """
+
+    ranks: dict[str, int]
+    left: dict[str, str]
+    before: int
+    after: int
+
+
+def plan(
+    model: nn.Module,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    residual: float | None = None,
+    layers: str | Sequence[str] = "*",
+    include_head: bool = False,
+) -> Plan:
+    """Choose a rank for every layer, in one of three ways. Nothing is changed.
+
+    Seen are ``nn.Linear`` and ``nn.Conv2d``. A layer is left as it is where its rank would save no multiplications.
 
     Args:
-        in_features: d.
-        out_features: h.
-        rank: r, 1 ... min(h, d).
-        bias: whether there is one.
+        model: any module.
+        rank: the same for all.
+        energy: the smallest rank that keeps this share of ||W||_F^2, in (0, 1].
+        residual: the smallest rank that leaves out at most this share of the sum of the singular values, in [0, 1): the
+            spectral residual of q = 1 (paper, definition 2.1).
+        layers: patterns of names, as in a shell; ``layer3.*`` takes all layers below layer3.
+        include_head: also the last layer, which gives the logits.
 
     Raises:
-        ModelError: where the rank is out of range.
+        ConfigError: where not exactly one of the three is given, it is out of range, or a pattern matches no layer.
+        ModelError: where no layer can be factorised, or one has hooks or a parametrisation.
 
-    >>> LowRankLinear(6, 4, rank=2)(torch.zeros(3, 6)).shape
-    torch.Size([3, 4])
+    >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> chosen = plan(network, rank=8)
+    >>> chosen.ranks, chosen.left, chosen.before - chosen.after
+    ({'0': 8, '2': 8}, {'4': 'it is the head'}, 6144)
+    """
+    choose, tied = _choice(rank, energy, residual), _tied(model)
+    wanted = _matching(model, (layers,) if isinstance(layers, str) else layers)
+    head = linear_modules(model)[-1][0]
+    ranks: dict[str, int] = {}
+    left: dict[str, str] = {}
+    saved = 0
+    for name, module in wanted:
+        if name == head and not include_head:
+            left[name] = "it is the head"
+            continue
+        _check_plain(name, module)
+        reason = _unfit(module, tied)
+        if reason is not None:
+            left[name] = reason
+            continue
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        with _of_layer(name):
+            found = choose(module)
+        h, d = _shape(module)
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        if found * (h + groups * d) < h * d:
+            ranks[name] = found
+            saved += h * d - found * (h + d)
+        else:
+            left[name] = f"rank {found} saves nothing in a {h} x {d} layer" + f" of {groups} groups" * (groups > 1)
+    if not ranks:
+        name, reason = next(iter(left.items()))
+        raise ModelError(
+            "factorising must change at least one layer", f"none ('{name}': {reason})", "choose a lower rank"
+        )
+    before = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(ranks, left, before, before - saved)
+
+
+def factorize(
+    model: nn.Module,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    residual: float | None = None,
+    ranks: Mapping[str, int] | None = None,
+    layers: str | Sequence[str] = "*",
+    include_head: bool = False,
+) -> nn.Module:
+    """A copy of the model whose layers are replaced by their truncated SVD, in the ways ``plan`` offers.
+
+    Args:
+        model: any module.
+        rank, energy, residual, layers, include_head: see ``plan``.
+        ranks: instead of all these, the rank of each layer by its name; every layer named is replaced.
+
+    Raises:
+        ConfigError: see ``plan``.
+        ModelError: see ``plan``; also for a name in ``ranks`` that is no such layer, and a rank above the layer's.
+
+    >>> small = factorize(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), rank=4)
+    >>> small[0]
+    LowRankLinear(in_features=64, out_features=32, rank=4)
+    """
+    if ranks is None:
+        ranks = plan(model, rank=rank, energy=energy, residual=residual, layers=layers, include_head=include_head).ranks
+    elif [rank, energy, residual] != [None] * 3:
+        raise ConfigError("ranks by name stand alone", "another target beside them", "leave one out")
+    return _replaced(model, _checked(model, ranks), lambda name, layer: truncate(layer, ranks[name]))
+
+
+def lowrank_like(model: nn.Module, ranks: Mapping[str, int], *, seed: int = 0) -> nn.Module:
+    """A copy with low-rank layers of these ranks whose weights are new, drawn from the seed: for training from scratch.
+
+    Everything else keeps its weights. On a model of the meta device it gives the architecture alone, into which a state
+    dict of ``factorize(model, ranks=ranks)`` fits.
+
+    Raises:
+        ModelError: for a name that is no fully connected layer or convolution, and a rank above the layer's.
+
+    >>> with torch.device("meta"):
+    ...     lowrank_like(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()), {"0": 4})[0].weight.shape
+    torch.Size([16, 8, 3, 3])
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
-        super().__init__()
-        check_rank(rank, out_features, in_features)
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        # nn.Linear draws from U(-1/sqrt(d), 1/sqrt(d)), variance 1/(3d); r products of variance v^2 sum to r v^2.
-        bound = math.sqrt(3.0) * (1.0 / (3.0 * in_features * rank)) ** 0.25
-        self.a = nn.Parameter(torch.empty(out_features, rank).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.empty(rank, in_features).uniform_(-bound, bound))
-        limit = 1.0 / math.sqrt(in_features)
-        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-limit, limit)) if bias else None
+    def new(name: str, layer: nn.Linear | nn.Conv2d) -> nn.Module:
+        here = layer.weight.device
+        return untrained(layer, ranks[name], device="meta" if here.type == "meta" else "cpu").to(here)
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch h"]:
-        return nn.functional.linear(nn.functional.linear(x, self.b), self.a, self.bias)
-
-    def weight_matrix(self) -> Float[Tensor, "h d"]:
-        """A B, differentiable."""
-        return self.a @ self.b
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _replaced(model, _checked(model, ranks), new)
 
 
-def truncate(linear: nn.Linear, rank: int) -> LowRankLinear:
-    """The best rank-r approximation of a trained layer (Eckart-Young), sharing sqrt(sigma) between A and B.
+def merge(model: nn.Module) -> nn.Module:
+    """A copy with plain layers again, each with the matrix A B.
 
-    >>> linear = nn.Linear(5, 4)
-    >>> bool(torch.allclose(truncate(linear, 4).weight_matrix(), linear.weight, atol=1e-5))
-    True
+    >>> dense = merge(factorize(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), rank=2))
+    >>> dense[0], int(torch.linalg.matrix_rank(dense[0].weight))
+    (Linear(in_features=6, out_features=5, bias=True), 2)
     """
-    check_rank(rank, linear.out_features, linear.in_features)
-    matrix = weight_matrix(linear)
+    low = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+    return _replaced(model, low, lambda _, layer: layer.dense())
+
+
+def _choice(rank: int | None, energy: float | None, residual: float | None) -> Callable[[nn.Module], int]:
+    """How a layer's rank is chosen."""
+    given = {"rank": rank, "energy": energy, "residual": residual}
+    said = [name for name, value in given.items() if value is not None]
+    if len(said) != 1:
+        raise ConfigError(
+            "factorising needs one of rank, energy and residual", " and ".join(said) or "none", "give exactly one"
+        )
+    if rank is not None:
+        if rank < 1:
+            raise ConfigError("a rank must be one or more", rank, "choose a higher one")
+        return lambda module: rank
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError("an energy to keep lies in (0, 1]", energy, "try 0.9")
+    if residual is not None and not 0 <= residual < 1:
+        raise ConfigError("a target residual lies in [0, 1)", residual, "try 0.1")
+    left_out, q = (math.sqrt(1.0 - energy), 2.0) if energy is not None else (residual or 0.0, 1.0)
+    return lambda module: int(k_for_residual(_spectrum(module), left_out, q))
+
+
+def _spectrum(module: nn.Module) -> Float[Tensor, "r"]:
+    """Singular values, as ``measure.profile`` has them: what is rounding counts as zero."""
+    matrix = matrix64(module)
     assert matrix is not None
-    u, sigma, vh = torch.linalg.svd(as_matrix(matrix), full_matrices=False)
-    root = sigma[:rank].sqrt()
-    low = LowRankLinear(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
-    low = low.to(device=linear.weight.device, dtype=linear.weight.dtype)
-    with torch.no_grad():
-        low.a.copy_(u[:, :rank] * root)
-        low.b.copy_(root[:, None] * vh[:rank])
-        if low.bias is not None:
-            low.bias.copy_(linear.bias)
-    return low
+    sigma = singular_values(matrix)
+    return torch.where(sigma > rank_tolerance(matrix.shape[0], matrix.shape[1], torch.float64) * sigma[0], sigma, 0.0)
 
 
-def check_rank(rank: int, h: int, d: int) -> None:
-    """Refuse a rank outside 1 ... min(h, d)."""
-    if not 1 <= rank <= min(h, d):
-        raise ModelError(f"the rank of a {h} x {d} layer lies in 1 ... {min(h, d)}", rank, "choose one in that range")
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    found = linear_modules(model)
+    for pattern in patterns:
+        if not fnmatch.filter([name for name, _ in found], pattern):
+            near = f"use names such as '{found[0][0]}'" if found else "give a model with linear layers"
+            raise ConfigError("every pattern of layers must match one", f"'{pattern}', which matches none", near)
+    return [(name, module) for name, module in found if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _unfit(module: nn.Module, tied: Set[int]) -> str | None:
+    """Why this layer cannot be replaced by one of low rank, where it cannot."""
+    if isinstance(module, LowRank):
+        return "it has low rank already"
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"{type(module).__name__} is neither nn.Linear nor nn.Conv2d"
+    if id(module.weight) in tied:
+        return "it shares its weight with another layer"
+    return None
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """``id`` of each parameter that several modules hold."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter for parameter, count in holders.items() if count > 1}
+
+
+def _check_plain(name: str, module: nn.Module) -> None:
+    """Refuse what would be lost with the layer."""
+    if parametrize.is_parametrized(module):
+        found = "a parametrisation"
+    elif any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
+        found = "hooks (pruning masks are such)"
+    else:
+        return
+    raise ModelError(
+        "factorising needs plain layers", f"{found} on '{name}'", "remove it first, or leave the layer out by its name"
+    )
+
+
+def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers these ranks are for."""
+    modules, tied = dict(model.named_modules(remove_duplicate=False)), _tied(model)
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    for name, rank in ranks.items():
+        if name not in modules:
+            raise ModelError("ranks must name layers of the model", f"'{name}', which is none", "check the names")
+        module = modules[name]
+        _check_plain(name, module)
+        reason = _unfit(module, tied)
+        if reason is not None or not isinstance(module, nn.Linear | nn.Conv2d):
+            raise ModelError("ranks must name layers that can be factorised", f"'{name}': {reason}", "leave it out")
+        with _of_layer(name):
+            check_rank(rank, *_shape(module))
+        found[name] = module
+    return found
+
+
+def _replaced(model: nn.Module, layers: Mapping[str, _Old], make: Callable[[str, _Old], nn.Module]) -> nn.Module:
+    """A copy with other layers in the place of these, wherever the model holds them."""
+    new: dict[int, object] = {}
+    for name, layer in layers.items():
+        with _of_layer(name):
+            new[id(layer)] = make(name, layer)
+    return copy.deepcopy(model, {**computed_tensors(model), **new})  # deepcopy takes what stands in its memo for copied
+
+
+def _shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """h and d of its matrix, in which each group of channels is a column block of its own rows."""
+    return layer.weight.shape[0], layer.weight[0].numel()
+
+
+@contextmanager
+def _of_layer(name: str) -> Iterator[None]:
+    """Errors say which layer they are about."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"layer '{name}': {error.rule}", error.value, error.remedy) from None

@@ -1,7 +1,8 @@
 """Data, models, checkpoints and training. Attacks and penalties arrive here as callables."""
 
-from pinchpoint.learn.data import DataConfig, Dataset, load
+from pinchpoint.learn.data import AnyDataset, DataConfig, Dataset, load
 from pinchpoint.learn.models import ModelConfig, Normalize, build
-from pinchpoint.learn.train import Epoch, TrainConfig, train
+from pinchpoint.learn.train import train
+from pinchpoint.learn.train_config import TrainConfig
 
-__all__ = ["DataConfig", "Dataset", "Epoch", "ModelConfig", "Normalize", "TrainConfig", "build", "load", "train"]
+__all__ = ["AnyDataset", "DataConfig", "Dataset", "ModelConfig", "Normalize", "TrainConfig", "build", "load", "train"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pinchpoint.errors import CheckpointError, ModelError
-from pinchpoint.learn.models import AnyModelConfig, build
+from pinchpoint.learn.models import AnyModelConfig, architecture, build
 
 _TENSORS, _CONFIG = "model.safetensors", "config.json"
 
@@ -76,7 +76,7 @@ def fill(config: CheckpointConfig, tensors: dict[str, torch.Tensor], where: Path
     """The config's network with these tensors in it; names, shapes and dtypes must match."""
     try:
         with torch.device("meta"):  # a config that asks for more than the tensors hold allocates nothing
-            wanted = _described(build(config.model, config.input_shape, config.classes).state_dict())
+            wanted = _described(build(architecture(config.model), config.input_shape, config.classes).state_dict())
     except (ModelError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"{where / _CONFIG} must describe a model", str(error), "restore the file the checkpoint came with"
@@ -89,7 +89,7 @@ def fill(config: CheckpointConfig, tensors: dict[str, torch.Tensor], where: Path
                 f"{name} {found.get(name, 'missing')}",
                 "put the config beside the tensors it was written with",
             )
-    model = build(config.model, config.input_shape, config.classes)
+    model = build(architecture(config.model), config.input_shape, config.classes)
     model.load_state_dict(tensors)
     return model.eval()
 

@@ -1,16 +1,23 @@
-"""Data sets by name, as float32 tensors in [0, 1] held in memory, split into train, validation and test.
+"""Data sets by name, as float32 images in [0, 1], split into train, validation and test.
 
-Names: ``digits`` (scikit-learn's 1797 handwritten digits, always there); ``mnist``, ``cifar10``, ``cifar100`` (NAME.npz in
-the folder that PINCHPOINT_DATA names); ``npz:PATH``; ``torchvision:CLASS`` (downloaded by torchvision into ``root``).
+In memory: ``digits`` (scikit-learn's 1797 handwritten digits, always there); ``mnist``, ``cifar10``, ``cifar100`` (NAME.npz
+in the folder that PINCHPOINT_DATA names); ``npz:PATH``; ``torchvision:CLASS`` (downloaded by torchvision into ``root``).
+
+Decoded from files as they are needed: ``imagefolder:PATH`` (one folder a class, in ``train``, ``val`` and ``test`` or in
+PATH itself); ``imagenet:PATH`` (the same, with all 1000 classes of ImageNet-1k, in ``train`` and ``val`` or ``val`` alone);
+``huggingface:PATH`` (what ``save_to_disk`` of Hugging Face's datasets wrote).
+
 Normalisation belongs to the model, so a threat is always in pixels.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +29,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pinchpoint.errors import ConfigError, DataError
+from pinchpoint.learn.part import Part, TensorPart
+from pinchpoint.learn.split import stratified
+from pinchpoint.learn.streamed import StreamedDataset
 
 NPZ_NAMES = ("mnist", "cifar10", "cifar100")
 TORCHVISION_NAMES = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
+FILE_KINDS = ("imagefolder", "imagenet", "huggingface")
 _REMEDY = (
-    f"use digits, {', '.join(NPZ_NAMES)}, npz:PATH or torchvision:NAME with NAME in {', '.join(TORCHVISION_NAMES)}"
+    f"use digits, {', '.join(NPZ_NAMES)}, npz:PATH, {', '.join(f'{kind}:PATH' for kind in FILE_KINDS)} or "
+    f"torchvision:NAME with NAME in {', '.join(TORCHVISION_NAMES)}"
 )
+IMAGENET_SIZE = 224
 
 
 class DataConfig(BaseModel):
@@ -42,6 +55,22 @@ class DataConfig(BaseModel):
     limit_train: int | None = Field(default=None, ge=1, description="keep the first n training samples")
     limit_test: int | None = Field(default=None, ge=1, description="keep the first n test samples")
     root: str = Field(default="~/.cache/pinchpoint", description="where torchvision keeps its files")
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="image files only: the middle square of that side, after resizing; null: the images' own size "
+        f"({IMAGENET_SIZE} for imagenet)",
+    )
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        description="image files only: what the shorter side is resized to (bicubic) before that; null: image_size",
+    )
+    label_column: str | None = Field(default=None, description="huggingface only, where it has several")
+    workers: int = Field(default=2, ge=0, le=1024, description="processes that decode image files; 0: none")
+    memory_gb: float = Field(
+        default=8.0, gt=0, allow_inf_nan=False, description="the most that decoded files may take where held in memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,19 +91,42 @@ class Dataset:
         """Shape of one input, without the batch."""
         return tuple(self.x_train.shape[1:])
 
+    @cached_property
+    def train(self) -> Part:
+        """The training part, as batches."""
+        return TensorPart(self.x_train, self.y_train)
 
-def load(config: DataConfig) -> Dataset:
-    """Load and split a data set.
+    @cached_property
+    def validation(self) -> Part:
+        """The validation part, as batches."""
+        return TensorPart(self.x_validation, self.y_validation)
+
+    @cached_property
+    def test(self) -> Part:
+        """The test part, as batches."""
+        return TensorPart(self.x_test, self.y_test)
+
+
+AnyDataset = Dataset | StreamedDataset
+
+
+def load(config: DataConfig) -> AnyDataset:
+    """Load and split a data set; one of image files is listed, and decoded when it is used.
 
     Raises:
         DataError: for a name that is unknown, a file that is missing or malformed.
-        ConfigError: where PINCHPOINT_DATA is needed and not set.
+        ConfigError: where PINCHPOINT_DATA or a package is needed and not there, or an option does not belong to the data.
 
     >>> data = load(DataConfig(name="digits"))
     >>> data.input_shape, data.classes, len(data.x_train) + len(data.x_validation), len(data.x_test)
     ((1, 8, 8), 10, 1347, 450)
     """
     kind, _, rest = config.name.partition(":")
+    if kind in FILE_KINDS and rest:
+        return _from_files(config, kind, Path(rest).expanduser())
+    if config.image_size is not None or config.resize is not None:
+        rule = f"data.image_size and data.resize are for {', '.join(FILE_KINDS)}"
+        raise ConfigError(rule, config.name, "leave them out")
     if config.name == "digits":
         arrays = _digits(config)
     elif config.name in NPZ_NAMES:
@@ -90,6 +142,20 @@ def load(config: DataConfig) -> Dataset:
     return _split(config, *arrays)
 
 
+def _from_files(config: DataConfig, kind: str, path: Path) -> StreamedDataset:
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigError(f"{kind}:PATH needs Pillow", "an installation without it", "pip install 'pinchpoint[vision]'")
+    from pinchpoint.learn.assemble import assemble
+    from pinchpoint.learn.folders import list_folder, list_imagenet
+    from pinchpoint.learn.huggingface import list_saved
+
+    if kind == "huggingface":
+        return assemble(config, *list_saved(path, config.label_column), None)
+    if kind == "imagenet":
+        return assemble(config, *list_imagenet(path), IMAGENET_SIZE)
+    return assemble(config, *list_folder(path), None)
+
+
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 """x_train, y_train, x_test, y_test; images as uint8 or as floats in [0, 1]."""
 
@@ -99,7 +165,7 @@ def _digits(config: DataConfig) -> Arrays:
 
     bunch = load_digits()
     x, y = (bunch.images / 16.0).astype(np.float32)[:, None], bunch.target
-    train, test = _stratified(y, config.test_share, config.split_seed)
+    train, test = stratified(y, config.test_share, config.split_seed)
     return x[train], y[train], x[test], y[test]
 
 
@@ -161,7 +227,7 @@ def _split(
     classes = int(max(y_train.max(), y_test.max())) + 1  # of the whole data set, whatever the limits leave
     x_train, y_train = x_train[: config.limit_train], y_train[: config.limit_train]
     x_test, y_test = x_test[: config.limit_test], y_test[: config.limit_test]
-    rows, validation = _stratified(y_train, config.validation_share, config.split_seed)
+    rows, validation = stratified(y_train, config.validation_share, config.split_seed)
     return Dataset(
         config.name,
         classes,
@@ -172,21 +238,6 @@ def _split(
         _images(x_test),
         torch.from_numpy(y_test.astype(np.int64)),
     )
-
-
-def _stratified(y: npt.NDArray[Any], share: float, seed: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Rows of the larger and of the smaller part."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        rows, held_out = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=seed)
-    except ValueError as error:
-        raise DataError(
-            "the data must hold enough samples of each class for a stratified split",
-            str(error),
-            "use more samples or another share",
-        ) from None
-    return rows, held_out
 
 
 def _images(x: npt.NDArray[Any]) -> Tensor:

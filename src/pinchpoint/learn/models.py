@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from torch import Tensor, nn
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from torch import nn
 
-from pinchpoint.compress.factorize import LowRankLinear
+from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
+from pinchpoint.learn.library import LibraryConfig
+from pinchpoint.learn.network import NetworkConfig, Normalize, channels_of
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.records import Norm
+from pinchpoint.learn.resnet18 import CifarResNet18Config
+from pinchpoint.learn.vgg import CifarVgg16Config
+from pinchpoint.learn.wide import WideResNetConfig
+from pinchpoint.learn.zoo import LIBRARIES
+
+__all__ = [
+    "MODEL_NAMES",
+    "AnyModelConfig",
+    "CifarResNet18Config",
+    "CifarResNetConfig",
+    "CifarVgg16Config",
+    "LibraryConfig",
+    "ModelConfig",
+    "Normalize",
+    "WideResNetConfig",
+    "architecture",
+    "build",
+]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(NetworkConfig):
     """A fully connected network of any width and depth.
 
-    ``rank`` makes every hidden layer low-rank (A B); the head stays dense. ``mean`` and ``std`` (one value, or one a
-    channel) normalise the input inside the model.
+    ``rank`` makes every hidden layer low-rank (A B); the head stays dense.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["fcn"] = "fcn"
     hidden: tuple[int, ...] = Field(default=(128, 128), description="width of each hidden layer")
     bias: bool = False
     rank: int | None = Field(default=None, ge=1)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+
+    def build(self, input_shape: Sequence[int], classes: int) -> nn.Sequential:
+        """Its parts are numbered: flattening, then linear layers and ReLUs in turn."""
+        if any(width < 1 for width in self.hidden):
+            raise ModelError("hidden widths must be one or more", self.hidden, "check model.hidden")
+        normalize = self.normalize(input_shape)
+        steps: list[nn.Module] = [nn.Flatten()] if normalize is None else [normalize, nn.Flatten()]
+        width = math.prod(input_shape)
+        for hidden in self.hidden:
+            if self.rank is None:
+                steps.append(nn.Linear(width, hidden, bias=self.bias))
+            else:
+                steps.append(LowRankLinear(width, hidden, self.rank, bias=self.bias))
+            steps.append(nn.ReLU())
+            width = hidden
+        return nn.Sequential(*steps, nn.Linear(width, classes, bias=self.bias))
 
 
-class CifarResNetConfig(BaseModel):
+class CifarResNetConfig(NetworkConfig):
     """A CIFAR ResNet of He et al. 2016: ``depth`` is 6n + 2 (20, 32, 44, 56, 110), ``width`` that of its first group."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["cifar_resnet"] = "cifar_resnet"
     depth: int = Field(default=20, ge=8)
     width: int = Field(default=16, ge=1)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
     @field_validator("depth")
     @classmethod
@@ -53,49 +77,46 @@ class CifarResNetConfig(BaseModel):
             raise ValueError("Input should be 6n + 2, for example 20, 32, 44, 56 or 110")
         return depth
 
+    def network(self, input_shape: Sequence[int], classes: int) -> nn.Sequential:
+        """It takes images of any size."""
+        return cifar_resnet(Architecture(self.depth, self.width, channels_of(input_shape), classes))
+
+
+_Config = ModelConfig | CifarResNetConfig | CifarResNet18Config | CifarVgg16Config | WideResNetConfig | LibraryConfig
+_OWN: dict[str, type[_Config]] = {
+    "fcn": ModelConfig,
+    "cifar_resnet": CifarResNetConfig,
+    "cifar_resnet18": CifarResNet18Config,
+    "cifar_vgg16": CifarVgg16Config,
+    "wide_resnet": WideResNetConfig,
+}
+
+MODEL_NAMES = (*_OWN, *(f"{library}:NAME" for library in LIBRARIES))
+"""What ``model.name`` may be."""
+
 
 class _Named(BaseModel):
-    name: Literal["fcn", "cifar_resnet"] = "fcn"
+    name: str = "fcn"
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in _OWN and name.partition(":")[0] not in LIBRARIES:
+            raise ValueError(f"Input should be {', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}")
+        return name
 
 
 def _by_name(content: object) -> object:
-    if isinstance(content, ModelConfig | CifarResNetConfig):
+    if isinstance(content, NetworkConfig):
         return content
-    if _Named.model_validate(content).name == "cifar_resnet":
-        return CifarResNetConfig.model_validate(content)
-    return ModelConfig.model_validate(content)
+    return _OWN.get(_Named.model_validate(content).name, LibraryConfig).model_validate(content)
 
 
-AnyModelConfig = Annotated[ModelConfig | CifarResNetConfig, BeforeValidator(_by_name)]
-"""For a field that may hold either; ``name`` says which, and a fully connected network is meant where it is left out."""
+AnyModelConfig = Annotated[_Config, BeforeValidator(_by_name)]
+"""For a field that may hold any; ``name`` says which, and a fully connected network is meant where it is left out."""
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std, channel by channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ModelError(
-                "mean and std need equal lengths and every std must be positive", f"{mean}, {std}", "fix them"
-            )
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        return (x - self.mean) / self.std
-
-    def lipschitz_constant(self, norm: Norm) -> float:
-        """1 / the smallest std, in every l_p norm."""
-        return 1.0 / float(self.std.double().min())
-
-
-def build(
-    config: ModelConfig | CifarResNetConfig, input_shape: Sequence[int], classes: int, *, seed: int = 0
-) -> nn.Sequential:
+def build(config: _Config, input_shape: Sequence[int], classes: int, *, seed: int = 0) -> nn.Sequential:
     """A network with weights drawn from the seed; the global RNG is left as it was.
 
     Args:
@@ -106,58 +127,18 @@ def build(
 
     Raises:
         ModelError: for a width below 1, a rank above a layer's, or an input or mean that does not fit.
+        ConfigError, CheckpointError: where a library or a file of weights that the config names is not there.
 
     >>> build(ModelConfig(hidden=(128, 128)), (1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    widths = config.hidden if isinstance(config, ModelConfig) else (config.width,)
-    if any(width < 1 for width in widths) or classes < 2:
-        raise ModelError(
-            "widths must be one or more and classes two or more", f"{widths} and {classes}", "check the model"
-        )
-    normalize = _normalize(config, input_shape)
+    if classes < 2:
+        raise ModelError("a model needs two classes or more", classes, "check the data")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(config, CifarResNetConfig):
-            return _resnet(config, input_shape, classes, normalize)
-        steps = _fully_connected(config, math.prod(input_shape), classes)
-    return nn.Sequential(*([normalize] if normalize else []), nn.Flatten(), *steps)
+        return config.build(input_shape, classes)
 
 
-def _normalize(config: ModelConfig | CifarResNetConfig, input_shape: Sequence[int]) -> Normalize | None:
-    if (config.mean is None) != (config.std is None):
-        raise ModelError("mean and std come together", "only one of them", "give both or none")
-    if config.mean is None or config.std is None:
-        return None
-    if len(input_shape) != 3:
-        raise ModelError(
-            "mean and std need images (channels, height, width)", tuple(input_shape), "leave mean and std out"
-        )
-    if len(config.mean) not in (1, input_shape[0]):
-        raise ModelError("mean needs one value or one a channel", len(config.mean), f"give {input_shape[0]}")
-    return Normalize(config.mean, config.std)
-
-
-def _fully_connected(config: ModelConfig, width: int, classes: int) -> list[nn.Module]:
-    steps: list[nn.Module] = []
-    for hidden in config.hidden:
-        if config.rank is None:
-            steps.append(nn.Linear(width, hidden, bias=config.bias))
-        else:
-            steps.append(LowRankLinear(width, hidden, config.rank, bias=config.bias))
-        steps.append(nn.ReLU())
-        width = hidden
-    return [*steps, nn.Linear(width, classes, bias=config.bias)]
-
-
-def _resnet(
-    config: CifarResNetConfig, input_shape: Sequence[int], classes: int, normalize: Normalize | None
-) -> nn.Sequential:
-    if len(input_shape) != 3:
-        raise ModelError(
-            "a convolutional network takes images (channels, height, width)", tuple(input_shape), "use model.name fcn"
-        )
-    network = cifar_resnet(Architecture(config.depth, config.width, input_shape[0], classes))
-    if normalize is None:
-        return network
-    return nn.Sequential(OrderedDict([("normalize", normalize), *network.named_children()]))
+def architecture(config: _Config) -> _Config:
+    """The config without a file of weights: what is left to be known once the weights lie in a checkpoint."""
+    return config.model_copy(update={"weights": None}) if isinstance(config, LibraryConfig) else config

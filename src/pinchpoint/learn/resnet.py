@@ -23,16 +23,34 @@ from pinchpoint.records import Norm
 
 
 class Shortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, and channels of zeros around the old ones, half of them on each side."""
+    """Option A: every ``stride``-th pixel, and channels of zeros around the old ones, half of them on each side.
+
+    Pruning may ``select`` other channels: output channel i is input channel ``source[i]``, or zeros where that is -1.
+    """
+
+    inputs: int
+    source: tuple[int, ...]
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (outputs - inputs) // 2
-        self.after = outputs - inputs - self.before
+        before = (outputs - inputs) // 2
+        self.select(inputs, (*[-1] * before, *range(inputs), *[-1] * (outputs - inputs - before)))
+
+    def select(self, inputs: int, source: tuple[int, ...]) -> None:
+        """Copy these of ``inputs`` channels from now on."""
+        self.inputs, self.source = inputs, source
+        before = next((position for position, channel in enumerate(source) if channel >= 0), 0)
+        after = len(source) - inputs - before
+        self._padding = (before, after) if source[before : before + inputs] == tuple(range(inputs)) else None
+        self._index = torch.tensor([channel if channel >= 0 else inputs for channel in source], device="cpu")
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs lower narrower"]:
-        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        x = x[:, :, :: self.stride, :: self.stride]
+        if self._padding is not None:
+            return functional.pad(x, (0, 0, 0, 0, *self._padding))
+        self._index = self._index.to(x.device)
+        return functional.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self._index)  # the last channel is zeros
 
     def lipschitz_constant(self, norm: Norm) -> float:
         """1: entries are kept or left out, in every l_p norm."""
@@ -49,7 +67,9 @@ class Block(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity() if (inputs, stride) == (outputs, 1) else Shortcut(inputs, outputs, stride)
+        self.shortcut: nn.Module = (
+            nn.Identity() if (inputs, stride) == (outputs, 1) else Shortcut(inputs, outputs, stride)
+        )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs lower narrower"]:
@@ -88,7 +108,11 @@ def cifar_resnet(architecture: Architecture) -> nn.Sequential:
     parts["pool"] = nn.AdaptiveAvgPool2d(1)
     parts["flatten"] = nn.Flatten()
     parts["linear"] = nn.Linear(4 * width, classes)
-    network = nn.Sequential(parts)
+    return he_normal(nn.Sequential(parts))
+
+
+def he_normal(network: nn.Sequential) -> nn.Sequential:
+    """The same network, its weights drawn anew: normal of variance 2 / fan-in (He et al. 2015)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

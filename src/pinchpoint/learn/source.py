@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from pinchpoint.errors import CheckpointError, ConfigError, DataError, ModelError
 from pinchpoint.learn import checkpoint
-from pinchpoint.learn.data import Dataset
-from pinchpoint.learn.models import CifarResNetConfig, Normalize, build
+from pinchpoint.learn.data import AnyDataset
+from pinchpoint.learn.library import image_tower
+from pinchpoint.learn.models import CifarResNetConfig, build
+from pinchpoint.learn.network import Normalize
 from pinchpoint.learn.resnet import recognise
 from pinchpoint.learn.weights import put, read_tensors
 from pinchpoint.learn.zoo import LIBRARIES, Entry, create
@@ -81,7 +83,7 @@ def open_model(spec: str, input_size: tuple[int, ...] | None = None) -> Source:
     return _checked(source, shape)
 
 
-def fitting(source: Source, data: Dataset) -> Source:
+def fitting(source: Source, data: AnyDataset) -> Source:
     """The source, if these data can be put to it.
 
     Raises:
@@ -176,8 +178,8 @@ def _from_library(spec: str, library: str, rest: str, input_size: tuple[int, ...
     entry = create(library, name, size)
     if at:
         tensors = read_tensors(Path(file))[0]
-        if library == "open_clip" and any(key.startswith("visual.") for key in tensors):
-            tensors = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("visual.")}
+        if library == "open_clip":
+            tensors = image_tower(tensors)
         classes = _classes_of(tensors, entry)
         if classes is not None:
             entry = create(library, name, size, classes)

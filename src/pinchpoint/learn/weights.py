@@ -26,16 +26,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise CheckpointError("a file of weights must be there", str(path), "check the path")
+    content: object
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                content: object = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} must be a whole safetensors file", str(error), "copy or download it again"
-            ) from None
+        content, metadata = read_safetensors(path)
     else:
         try:
             with warnings.catch_warnings():
@@ -61,6 +55,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors, metadata
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name and the metadata of a safetensors file, whatever its name ends in.
+
+    Raises:
+        CheckpointError: where it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} must be a whole safetensors file", str(error), "copy or download it again"
+        ) from None
 
 
 def put(tensors: Mapping[str, Tensor], network: nn.Module, where: str, remedy: str) -> None:

@@ -1,6 +1,6 @@
 """Networks that timm, torchvision and open_clip name, with the input size and normalisation their own tables give.
 
-Nothing is downloaded: the networks come with random weights from a fixed seed.
+Nothing is downloaded: the networks come with random weights from a seed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Entry:
         mean, std: of the normalisation its weights were, or would be, trained with.
         logits: whether its outputs are logits.
         head: the path of its last layer, where the library or the network tells.
+        whole: the model that the network is the image tower of.
     """
 
     network: nn.Module
@@ -42,9 +43,12 @@ class Entry:
     std: tuple[float, ...]
     logits: bool = True
     head: str | None = None
+    whole: nn.Module | None = None
 
 
-def create(library: str, name: str, size: Size | None = None, classes: int | None = None) -> Entry:
+def create(
+    library: str, name: str, size: Size | None = None, classes: int | None = None, seed: int | None = 0
+) -> Entry:
     """The network that ``library`` calls ``name``, for images of a size other than its own where one is given.
 
     Args:
@@ -52,6 +56,7 @@ def create(library: str, name: str, size: Size | None = None, classes: int | Non
         name: as the library's own list has it.
         size: height and width of the images.
         classes: number of logits, where it is not the library's.
+        seed: of the weights; None: they are drawn from the global RNG.
 
     Raises:
         ConfigError: where the library is not installed.
@@ -65,8 +70,9 @@ def create(library: str, name: str, size: Size | None = None, classes: int | Non
                 "pip install 'pinchpoint[vision]'",
             )
     import_torchvision()
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _quiet(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         return _LIBRARIES[library](name, size, classes)
 
 
@@ -112,13 +118,15 @@ def _open_clip(name: str, size: Size | None, classes: int | None) -> Entry:
 
     _check_name("open_clip", name, open_clip.list_models())
     clip = _build(
-        f"open_clip:{name}", lambda **also: open_clip.create_model(name, **also), force_image_size=_side(size)
+        f"open_clip:{name}",
+        lambda **also: open_clip.create_model(name, device=torch.get_default_device(), **also),
+        force_image_size=_side(size),
     )
     tower = clip.visual
     described = tower.preprocess_cfg
     own = tower.image_size
     height, width = size or (own if isinstance(own, tuple) else (own, own))
-    return Entry(tower, (3, height, width), tuple(described["mean"]), tuple(described["std"]), logits=False)
+    return Entry(tower, (3, height, width), tuple(described["mean"]), tuple(described["std"]), logits=False, whole=clip)
 
 
 def _side(size: Size | None) -> Size | int | None:

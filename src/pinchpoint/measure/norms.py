@@ -12,6 +12,7 @@ from pinchpoint.measure.convolution import Convolution, convolution
 from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
 from pinchpoint.measure.layers import Layer
 from pinchpoint.measure.spectrum import inflate, spectral_norm_bounds
+from pinchpoint.measure.weights import HasDense, is_convolution
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def operator_norms(
     """
     if layer.kind == "embedding":
         return _unknown("an embedding looks rows up and multiplies nothing")
-    if not isinstance(layer.module, nn.modules.conv._ConvNd):
+    if not is_convolution(layer.module):
         linf = inflate(float(nu.max()), layer.shape[1])
         return OperatorNorms(linf, *spectral_norm_bounds(sigma, layer.shape), "the matrix itself", None)
     if tolerance is None:
@@ -53,7 +54,8 @@ def operator_norms(
             "a convolution's norm depends on the size of its input: give input_shape, and see that it is used"
         )
     try:
-        op = _operator(layer.module, layer.input_size, matrix)
+        plain = layer.module.dense() if isinstance(layer.module, HasDense) else layer.module
+        op = _operator(plain, layer.input_size, matrix)
         l2 = convolution_l2(op, tolerance=tolerance)
         return OperatorNorms(convolution_linf(op).upper, l2.lower, l2.upper, l2.method, None)
     except ModelError as error:

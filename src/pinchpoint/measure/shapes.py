@@ -13,10 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.weights import computed_tensors, is_linear
+from pinchpoint.measure.weights import computed_tensors, is_convolution, is_linear
 
 Norm = nn.modules.batchnorm._BatchNorm
-Conv = nn.modules.conv._ConvNd
 
 
 @dataclass
@@ -94,8 +93,9 @@ def _watch(model: nn.Module, inputs: Tensor, find_folds: bool) -> Pass:
         source = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if source is None:
             return
-        if isinstance(module, Conv):
-            sizes.setdefault(name, set()).add(tuple(source.shape[-len(module.kernel_size) :]))
+        kernel = getattr(module, "kernel_size", ())
+        if is_convolution(module) and isinstance(kernel, tuple):
+            sizes.setdefault(name, set()).add(tuple(source.shape[-len(kernel) :]))
         if isinstance(module, Norm):
             uses.normalised(name, source)
 
@@ -103,7 +103,7 @@ def _watch(model: nn.Module, inputs: Tensor, find_folds: bool) -> Pass:
         running.pop()
         seen.order.setdefault(name, len(seen.order))
         if find_folds and is_linear(module) and isinstance(output, Tensor):
-            uses.made(name, output, channels_second=isinstance(module, Conv) or output.ndim == 2)
+            uses.made(name, output, channels_second=is_convolution(module) or output.ndim == 2)
 
     for name, module in modules.items():
         handles += [

@@ -57,6 +57,15 @@ class HasMatrix(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDense(Protocol):
+    """A module that stands for a plain layer or convolution."""
+
+    def dense(self) -> nn.Module:
+        """The plain one, which does the same."""
+        ...
+
+
 def weight_matrix(module: nn.Module) -> Float[Tensor, "h d"] | None:
     """The module's weights as a matrix that autograd can follow, or None where it is no linear layer or convolution.
 
@@ -84,6 +93,11 @@ def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def is_linear(module: nn.Module) -> bool:
     """Whether ``weight_matrix`` understands it."""
     return isinstance(module, (HasMatrix, *KINDS))
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it slides a kernel over its input; its operator then depends on the input's size."""
+    return is_linear(module) and hasattr(module, "kernel_size")
 
 
 def outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

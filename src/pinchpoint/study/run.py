@@ -16,7 +16,7 @@ import pinchpoint
 from pinchpoint.audit import audit
 from pinchpoint.compress import ConstantFrobenius
 from pinchpoint.errors import ModelError
-from pinchpoint.learn import DataConfig, Dataset, build, load, train
+from pinchpoint.learn import AnyDataset, DataConfig, build, load, train
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.device import device_of
 from pinchpoint.records import SCHEMA_VERSION, Run
@@ -25,7 +25,7 @@ from pinchpoint.study.store import Store
 
 
 @functools.lru_cache(maxsize=2)
-def _data(config: DataConfig) -> Dataset:
+def _data(config: DataConfig) -> AnyDataset:
     return load(config)
 
 

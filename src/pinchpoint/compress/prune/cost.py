@@ -1,0 +1,65 @@
+"""What a network costs: its parameters, the floating point operations of one input, and the time of a batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many numbers the model stores; shared ones once.
+
+    >>> parameter_count(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flop_count(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Floating point operations of matrix products, convolutions and attention for one input; a multiplication and an
+    addition are two.
+
+    >>> flop_count(nn.Linear(3, 2), (3,))
+    12
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(_inputs(model, (1, *input_shape)))
+    return int(counter.get_total_flops())
+
+
+def latencies(models: Sequence[nn.Module], input_shape: tuple[int, ...], batch: int, repeats: int = 9) -> list[float]:
+    """Median seconds of a forward pass of each model. They take turns, so that a busy machine slows all of them.
+
+    Args:
+        models: in the mode they are to be timed in; each is run twice before anything is measured.
+        input_shape: of one input, without the batch.
+        batch: how many inputs at once.
+        repeats: forward passes timed.
+    """
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for turn in range(repeats + 2):
+            for model, own in zip(models, seconds, strict=True):
+                x = _inputs(model, (batch, *input_shape))
+                _wait(x.device)
+                start = time.perf_counter()
+                model(x)
+                _wait(x.device)
+                if turn >= 2:
+                    own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in seconds]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _inputs(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    first = next(model.parameters())
+    return torch.full(shape, 0.5, dtype=first.dtype, device=first.device)

@@ -1,0 +1,205 @@
+"""Which rows and columns of a network's layers are coupled, from Torch-Pruning's dependency graph.
+
+Only the graph is taken from there; scores, decisions and the removal itself are made here.
+
+Source: G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023; its package ``torch_pruning``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pinchpoint.compress.layout import SelectsChannels
+from pinchpoint.compress.prune.units import OUTPUTS, Found, Group, Scored, Slice, prunable, skipped
+from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.measure.attention import attention
+from pinchpoint.records import Skipped
+
+NORMALISES = "normalises over"
+
+_Conv = nn.modules.conv._ConvNd
+_Norm = nn.modules.batchnorm._NormBase  # batch and instance norm: each channel by itself
+
+
+def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str]) -> Found:
+    """Groups of coupled rows: a convolution's filters with the batch norm after it and the columns that read them, a
+    residual stream with all layers that write to it, the hidden units of a transformer's MLP.
+
+    Args:
+        model: is not changed.
+        input_shape: of one input, without the batch.
+        keep: names of layers whose rows stay.
+
+    Returns:
+        the groups, and every layer whose rows cannot go, with the reason.
+
+    Raises:
+        ConfigError: where Torch-Pruning is not installed.
+        ModelError: where it cannot follow the model.
+    """
+    traced = _with_convolutions(model)
+    graph = _graph(traced, input_shape)
+    names = {module: name for name, module in traced.named_modules()}
+    modules, left = prunable(model)
+    within = {id(part.module): name for name, module in traced.named_modules() for part in attention(name, module)}
+    selectors = {name for name, module in model.named_modules() if isinstance(module, SelectsChannels)}
+    groups: list[Group] = []
+    settled: set[str] = set()
+    for name in modules:
+        if name in settled:
+            continue
+        module = traced.get_submodule(name)
+        if module not in graph.module2node:
+            left.append(skipped(name, module, "it is not called, or not as a layer"))
+            continue
+        if id(module) in within and not _is_output(module, traced.get_submodule(within[id(module)])):
+            left.append(skipped(name, module, "attention is pruned by whole heads (unit='heads')"))
+            continue
+        members, found = _group(graph, name, module, names, selectors)
+        kept = [member for member in members if member in keep]
+        if kept:
+            found = (
+                "named in keep"
+                if members == (kept[0],)
+                else f"its rows are coupled to those of {kept[0]}, named in keep"
+            )
+        settled |= {name, *members}
+        if isinstance(found, Group):
+            groups.append(found)
+        else:
+            left += [skipped(member, model.get_submodule(member), found) for member in members]
+    return Found(tuple(groups), tuple(_in_order(left, model)))
+
+
+def _in_order(left: list[Skipped], model: nn.Module) -> list[Skipped]:
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    return sorted(left, key=lambda one: order[one.name])
+
+
+def _is_output(module: nn.Module, parent: nn.Module) -> bool:
+    """Whether it is attention's output projection, whose rows are no heads."""
+    return any(getattr(parent, key, None) is module for key in ("proj", "out_proj", "c_proj"))
+
+
+def _with_convolutions(model: nn.Module) -> nn.Module:
+    """A copy in which modules that select channels are convolutions, which the graph knows."""
+    copied = copy.deepcopy(model).eval().requires_grad_(True)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, SelectsChannels):
+            convolution = nn.Conv2d(module.inputs, len(module.source), 1, stride=module.stride, bias=False)
+            first = next(model.parameters())
+            copied.set_submodule(name, convolution.to(device=first.device, dtype=first.dtype))
+    return copied
+
+
+def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    if importlib.util.find_spec("torch_pruning") is None:
+        raise ConfigError(
+            "pruning coupled filters needs torch-pruning",
+            "an installation without it",
+            "pip install 'pinchpoint[prune]'",
+        )
+    import torch_pruning  # type: ignore[import-untyped]
+
+    first = next(model.parameters())
+    inputs = torch.zeros((1, *input_shape), dtype=first.dtype, device=first.device)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            return torch_pruning.DependencyGraph().build_dependency(model, (inputs,), verbose=False)
+    except Exception as error:  # whatever the model or the tracer says
+        raise ModelError(
+            "a model must be one that torch-pruning can trace",
+            f"{type(error).__name__}: {error}",
+            "check input_shape, or prune by unit='rows', which needs no graph",
+        ) from None
+
+
+def _group(
+    graph: Any, name: str, module: nn.Module, names: dict[nn.Module, str], selectors: set[str]
+) -> tuple[tuple[str, ...], Group | str]:
+    """The layers whose rows are coupled to one layer's, and their group, or why it cannot be pruned."""
+    units = graph.get_out_channels(module)
+    pruner = graph.get_pruner_of_module(module)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            items = list(graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units))))
+    except Exception as error:  # as above
+        return (name,), f"torch-pruning cannot group it ({type(error).__name__})"
+    slices: list[Slice] = []
+    scored: list[Scored] = []
+    rowed: list[str] = []
+    reasons: list[str] = []
+    for item in items:
+        target, rows = item.dep.target.module, bool(graph.is_out_channel_pruning_fn(item.dep.handler))
+        where, indices = names.get(target, ""), _by_unit(item.idxs, item.root_idxs, units)
+        if where in selectors:
+            slices.append(Slice(where, 0 if rows else 1, indices))
+            continue
+        if rows and isinstance(target, nn.Linear | _Conv):
+            rowed.append(where)
+            if not graph.module2node[target].outputs:
+                reasons.append(OUTPUTS)
+        touched = _slices(where, target, rows, indices)
+        if isinstance(touched, str):
+            reasons.append(touched)
+        elif len(indices) < units:
+            reasons.append("its units are not spread evenly over a layer that reads them")
+        else:
+            slices += touched
+            if rows and isinstance(target, nn.Linear | _Conv):
+                scored.append(Scored(where, *touched))
+    members = tuple(dict.fromkeys((name, *rowed)))
+    reasons.sort(key=lambda reason: reason != OUTPUTS and NORMALISES not in reason)  # the plainest first
+    return members, reasons[0] if reasons else Group(name, units, tuple(slices), tuple(scored))
+
+
+def _by_unit(indices: Sequence[int], roots: Sequence[int], units: int) -> Tensor:
+    """Row u: the indices that go with unit u; no rows where units have different numbers of them."""
+    table: list[list[int]] = [[] for _ in range(units)]
+    for index, root in zip(indices, roots, strict=True):
+        table[root].append(index)
+    even = len({len(row) for row in table}) == 1
+    return torch.tensor([sorted(row) for row in table] if even else [], dtype=torch.long).reshape(
+        units if even else 0, -1
+    )
+
+
+def _slices(where: str, target: object, rows: bool, indices: Tensor) -> list[Slice] | str:
+    """The parts of a module's tensors that go with the units, or why they cannot."""
+    if isinstance(target, nn.Parameter):
+        return f"a parameter of shape {tuple(target.shape)} outside any layer has entries of them"
+    if type(target).__name__ == "_OutputOp":
+        return OUTPUTS
+    if not where:  # additions, activations, reshapes: nothing is stored
+        return []
+    if "Norm" in type(target).__name__ and not isinstance(target, _Norm):
+        return f"{type(target).__name__} at {where} {NORMALISES} its units"
+    if isinstance(target, _Norm):
+        stored = ("weight", "bias", "running_mean", "running_var")
+        return [Slice(f"{where}.{key}", 0, indices) for key in stored if getattr(target, key) is not None]
+    if isinstance(target, nn.PReLU):
+        return [Slice(f"{where}.weight", 0, indices)] if target.num_parameters > 1 else []
+    if isinstance(target, _Conv) and target.groups > 1:
+        if not target.groups == target.in_channels == target.out_channels:
+            return f"{where} is a grouped convolution"
+        rows = True  # a filter a channel: rows and columns are one
+    elif not isinstance(target, nn.Linear | _Conv):
+        return f"{where}, a {type(target).__name__}, has entries of them" if any(_parameters(target)) else []
+    transposed = isinstance(target, _Conv) and target.transposed
+    found = [Slice(f"{where}.weight", int(rows == transposed), indices)]
+    if rows and target.bias is not None:
+        found.append(Slice(f"{where}.bias", 0, indices))
+    return found
+
+
+def _parameters(target: object) -> list[nn.Parameter]:
+    return list(target.parameters()) if isinstance(target, nn.Module) else []
