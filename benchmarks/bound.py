@@ -35,7 +35,7 @@ from pinchpoint.bound import (
 from pinchpoint.bound.ellipsoid import Step, ellipsoid_bound
 from pinchpoint.bound.product import items_of, propagate
 from pinchpoint.bound.robustness import dual_differences
-from pinchpoint.compress.penalties import GroupLasso
+from pinchpoint.compress import GroupLasso
 from pinchpoint.learn import DataConfig, TrainConfig, load, train
 from pinchpoint.learn.data import Dataset
 from pinchpoint.learn.train import loss_and_accuracy

@@ -430,6 +430,35 @@ class Pruning(Record):
     seconds_after: float | None
 
 
+class Trained(Record):
+    """A model trained on its own: the recipe and seed it came from, and how."""
+
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    machine: str
+    training: Training
+
+
+class Compressed(Record):
+    """A model made smaller. Clean accuracies are of the source, of the smaller model before it was fine-tuned, and at last;
+    None where no data were given.
+    """
+
+    source: str
+    how: dict[str, Any]
+    data: str | None
+    samples: int | None
+    clean_before: float | None
+    clean_cut: float | None
+    clean_after: float | None
+    parameters_before: int
+    parameters_after: int
+    pruning: Pruning | None
+    versions: dict[str, str]
+    machine: str
+
+
 class Run(Record):
     """One trained and audited model: the whole configuration, seed, versions and numbers. ``id`` hashes the config."""
 

@@ -128,7 +128,7 @@ def test_torch_attention_reads_weights_of_low_rank():
     model = nn.TransformerEncoderLayer(32, 4, dim_feedforward=64, batch_first=True).eval()
     chosen = plan(model, rank=4, include_head=True)
     assert set(chosen.ranks) == {"linear1", "linear2"}
-    text = "NonDynamicallyQuantizableLinear is neither nn.Linear nor nn.Conv2d"
+    text = "NonDynamicallyQuantizableLinear may do more than nn.Linear or nn.Conv2d"
     assert chosen.left == {"self_attn.out_proj": text}
     x = torch.rand(2, 3, 32, requires_grad=True)
     low = factorize(model, rank=4, include_head=True)
@@ -290,6 +290,12 @@ def test_weights_to_train_from_scratch_come_from_the_seed():
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_linear_layers():
+    text = "every pattern of layers must match one, but got '*', which matches none; give a model with linear layers."
+    with refused(ConfigError, text):
+        plan(nn.Sequential(nn.ReLU()), rank=2)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 from oracles.as_user import refused
 from oracles.matrices import matrices
 from pinchpoint.bound import lipschitz
+from pinchpoint.bound.graph import trace
 from pinchpoint.compress import ConstantFrobenius, LowRankConv2d, LowRankLinear, truncate
 from pinchpoint.errors import ModelError
 from pinchpoint.measure import profile
@@ -248,6 +249,8 @@ def test_a_lipschitz_bound_holds_with_a_low_rank_convolution():
     network = nn.Sequential(
         LowRankConv2d(2, 6, 3, rank=2, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
     ).double()
+    operations = [type(node.operation).__name__ for node in trace(network, (2, 4, 4)).nodes]
+    assert operations.count("Conv") == 2
     for norm in ("l2", "linf"):
         bound = lipschitz(network, norm=norm, method="product", input_shape=(2, 4, 4))
         order = 2 if norm == "l2" else math.inf

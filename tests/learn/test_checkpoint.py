@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pinchpoint.errors import CheckpointError
+from pinchpoint.compress.factorize import factorize
+from pinchpoint.compress.prune import prune
+from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.learn import ModelConfig, build
 from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
 
@@ -137,7 +139,7 @@ def test_a_config_that_is_not_text(saved):
         ({"classes": 1}, "classes: Input should be greater than or equal to 2"),
         ({"input_shape": [1, -4, 4]}, "input_shape.1: Input should be greater than or equal to 1"),
         ({"format": 2}, "format: Input should be 1"),
-        ({"model": {"name": "resnet18"}}, "model.name: Value error, Input should be fcn"),
+        ({"model": {"name": "resnet18"}}, "model: Input should be fcn"),
         ({"model": {"hidden": [6, 5], "width": 3}}, "model.width: Extra inputs are not permitted"),
         ({"model": {"hidden": [6, 0]}}, r"hidden widths must be one or more, but got \(6, 0\)"),
         ({"model": {"hidden": [6], "rank": 7}}, "the rank of a 6 x 16 layer lies in"),
@@ -200,3 +202,97 @@ def test_an_interrupted_save_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save(tmp_path / "net", model, CONFIG)
     assert list((tmp_path / "net").iterdir()) == []
+
+
+RESNET = CheckpointConfig(model={"name": "cifar_resnet", "depth": 8, "width": 4}, input_shape=(3, 8, 8), classes=5)
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    """A pruned and then factorised network, and where it was saved."""
+    model = build(RESNET.model, RESNET.input_shape, RESNET.classes).eval()
+    model = factorize(prune(model, 0.4, input_shape=RESNET.input_shape).model, rank=1)
+    save(tmp_path / "net", model, RESNET)
+    return model, tmp_path / "net"
+
+
+def test_a_pruned_and_factorised_network_comes_back(pruned):
+    model, directory = pruned
+    found, config = load(directory)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(found(x), model(x))
+    assert config.layout.ranks
+    assert config.layout.shapes
+    assert config.layout.selections
+    save(directory, found, RESNET)  # whatever layout the config has, the model's is written
+    assert load(directory)[1] == config
+
+
+def test_a_pruned_transformer_of_a_library_comes_back(tmp_path):
+    config = CheckpointConfig(model={"name": "timm:test_vit"}, input_shape=(3, 32, 32), classes=3)
+    model = build(config.model, config.input_shape, config.classes).eval()
+    model = prune(model, 0.5, input_shape=config.input_shape, unit="heads").model
+    save(tmp_path, model, config)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path)[0](x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"shapes": {"linear.bias": [10**15]}}, r"a layout's linear.bias \(1000000000000000,\) must be part of"),
+        (
+            {"shapes": {"conv9.weight": [1]}},
+            r"a layout's conv9.weight \(1,\) must be part of .* no tensor of that name",
+        ),
+        ({"shapes": {"linear.bias": [0]}}, "layout.shapes.linear.bias.0: Input should be greater than or equal to 1"),
+        ({"shapes": {"conv1.weight": [1, 3, 3, 3]}}, "the sizes of a layout must fit each other, but got"),
+        ({"ranks": {"linear": 6}}, "layer 'linear': the rank of a 5 x 16 layer lies in 1 ... 5, but got 6"),
+        ({"ranks": {"pool": 1}}, "ranks must name layers that can be factorised, but got 'pool'"),
+        (
+            {"selections": {"layer2.0.shortcut": {"inputs": 4, "source": [0, 0]}}},
+            "layout.selections.*each at most once",
+        ),
+        (
+            {"selections": {"layer2.0.shortcut": {"inputs": 4, "source": [9]}}},
+            "layout.selections.*copy channels 0 ... 3",
+        ),
+        ({"selections": {"pool": {"inputs": 4, "source": [0]}}}, "a layout's pool must select channels"),
+        ({"surprise": 1}, "layout.surprise: Extra inputs are not permitted"),
+    ],
+)
+def test_a_layout_that_fits_no_network(tmp_path, change, seen):
+    save(tmp_path, build(RESNET.model, RESNET.input_shape, RESNET.classes), RESNET)
+    edit(tmp_path, layout=change)
+    with pytest.raises(CheckpointError, match=f"config.json must describe a model, but got {seen}"):
+        load(tmp_path)
+
+
+def test_another_networks_layout(pruned):
+    edit(pruned[1], layout={})
+    with pytest.raises(CheckpointError, match="must fit its config, which asks for"):
+        load(pruned[1])
+
+
+def test_a_small_part_of_a_huge_architecture_allocates_nothing(saved):
+    small = {"1.weight": [6, 16], "1.bias": [6], "3.weight": [3, 6]}
+    edit(saved, model={"hidden": [10**11], "bias": True}, layout={"shapes": small})
+    save_file(
+        {
+            "1.weight": torch.zeros(6, 16),
+            "1.bias": torch.zeros(6),
+            "3.weight": torch.zeros(3, 6),
+            "3.bias": torch.zeros(3),
+        },
+        saved / "model.safetensors",
+    )
+    with pytest.raises(
+        CheckpointError, match="a layout must keep at least 1/64 of a large network, which is built whole"
+    ):
+        load(saved)
+
+
+def test_a_network_of_another_architecture_is_not_saved(tmp_path):
+    with pytest.raises(ModelError, match="a network must be its architecture or a smaller part of it, but got"):
+        save(tmp_path, torch.nn.Sequential(torch.nn.Linear(3, 2)), RESNET)
+    assert list(tmp_path.iterdir()) == []

@@ -156,19 +156,31 @@ def test_the_name_says_which_network_and_fcn_is_meant_without_one(content, expec
     [
         (
             {"name": "resnet"},
-            ("model", "name"),
-            "Value error, Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, wide_resnet, timm:NAME, "
+            ("model",),
+            "Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, wide_resnet, timm:NAME, "
             "torchvision:NAME or open_clip:NAME",
         ),
-        ({"name": "cifar_resnet", "hidden": [3]}, ("model", "hidden"), "Extra inputs are not permitted"),
-        ({"depth": 20}, ("model", "depth"), "Extra inputs are not permitted"),
-        ({"name": "cifar_resnet", "depth": 2}, ("model", "depth"), "Input should be greater than or equal to 8"),
+        (
+            {"name": "cifar_resnet", "hidden": [3]},
+            ("model", "cifar_resnet", "hidden"),
+            "Extra inputs are not permitted",
+        ),
+        ({"depth": 20}, ("model", "fcn", "depth"), "Extra inputs are not permitted"),
+        (
+            {"name": "cifar_resnet", "depth": 2},
+            ("model", "cifar_resnet", "depth"),
+            "Input should be greater than or equal to 8",
+        ),
         (
             {"name": "cifar_resnet", "depth": 18},
-            ("model", "depth"),
+            ("model", "cifar_resnet", "depth"),
             "Value error, Input should be 6n + 2, for example 20",
         ),
-        ({"name": "cifar_resnet", "width": 0}, ("model", "width"), "Input should be greater than or equal to 1"),
+        (
+            {"name": "cifar_resnet", "width": 0},
+            ("model", "cifar_resnet", "width"),
+            "Input should be greater than or equal to 1",
+        ),
     ],
 )
 def test_configurations_are_validated(content, place, text):

@@ -149,8 +149,9 @@ def test_a_loss_that_is_no_longer_finite(few, good_epochs):
 
     step = good_epochs * steps_an_epoch + 2
     text = (
-        rf"^the loss must stay finite, but got a training loss of nan at step {step} \(epoch {good_epochs + 1}\); the gradient "
-        r"of the step before had length [\d.]+, most in 1.weight; lower train.learning_rate or set train.clip_norm; "
+        rf"^the loss must stay finite, but got a training loss of nan at step {step} \(epoch {good_epochs + 1}\); "
+        r"the gradient of the step before had length [\d.]+, most in 1.weight; "
+        r"lower train.learning_rate or set train.clip_norm; "
         rf"the {f'weights of epoch {good_epochs}' if good_epochs else 'initial weights'} are kept.$"
     )
     with pytest.raises(ModelError, match=text):

@@ -13,9 +13,11 @@ from torch import nn
 from oracles.as_user import refused
 from pinchpoint.compress import GroupLasso, factorize
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn import Dataset, ModelConfig, TrainConfig, build, train
+from pinchpoint.learn import DataConfig, Dataset, ModelConfig, TrainConfig, build, load, train
 from pinchpoint.learn.augment import AugmentConfig
 from pinchpoint.learn.models import CifarResNetConfig
+from pinchpoint.learn.source import open_model
+from pinchpoint.learn.train import loss_and_accuracy
 from pinchpoint.learn.transfer import feature_data, features, head_of, replace_head, transfer
 from pinchpoint.learn.vision import import_torchvision
 
@@ -57,7 +59,7 @@ def images(size, classes, samples=8):
 def test_a_new_head_learns_the_other_digits_and_the_encoder_stays_as_it_was(digits, encoder):
     before = copy.deepcopy(encoder.state_dict())
     task = halves(digits)[1]
-    done = transfer(encoder, task, TrainConfig(epochs=60, learning_rate=1e-2, batch_size=16), seed=0)
+    done = transfer(encoder, task, TrainConfig(epochs=40, learning_rate=3e-2, batch_size=64), seed=0)
     after = done.model.state_dict()
     for name, value in before.items():
         assert torch.equal(encoder.state_dict()[name], value)
@@ -72,6 +74,22 @@ def test_a_new_head_learns_the_other_digits_and_the_encoder_stays_as_it_was(digi
     assert right == pytest.approx(peer.score(found.x_test.numpy(), found.y_test.numpy()), abs=0.04)
     validated = (done.model(task.x_validation).argmax(1) == task.y_validation).float().mean().item()
     assert done.training.validation_accuracy == pytest.approx(validated)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_cifar_10_under_a_head_for_cifar_100(real_data):
+    """51 training images a class: its features are worth far more than those of random weights."""
+    source = open_model(str(real_data / "cifar10_resnet20.safetensors"))
+    data = load(DataConfig(name="cifar100", limit_train=6000, limit_test=1000))
+    config = TrainConfig(epochs=40, learning_rate=1e-2)
+    untrained = build(
+        CifarResNetConfig(depth=20, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), (3, 32, 32), 10
+    )
+    right = []
+    for model in (source.model, untrained):
+        done = transfer(model, data, config, seed=0).model
+        right.append(loss_and_accuracy(done, data.x_test, data.y_test, 256)[1])
+    assert right[0] > 0.25 > 0.12 > right[1]
 
 
 def test_the_same_seed_gives_the_same_head(digits, encoder):

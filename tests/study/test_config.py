@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from pinchpoint.compress import L1, GroupLasso, NuclearNorm, Sum
 from pinchpoint.errors import ConfigError
+from pinchpoint.recipe import PenaltyConfig
 from pinchpoint.study import Cell, catalogue, parse, read
-from pinchpoint.study.config import PenaltyConfig, make_cell
+from pinchpoint.study.config import make_cell
 
 
 def sentence(text: str, where: str = "s.yaml") -> str:
@@ -53,7 +54,7 @@ UNKNOWN_KEYS = [
     (
         {"families/1/grid": {"zzz": [0, 1]}},
         "s.yaml: family 'rank': every key must be known, but got zzz; known here: data, model, penalty, "
-        "constant_frobenius, train, audit, device, threads.",
+        "constant_frobenius, frobenius_ball, spectral_ball, adversarial, train, device, threads, audit.",
     ),
 ]
 
@@ -93,7 +94,11 @@ BAD_VALUES = [
     ({"base/audit/steps": 0}, "audit.steps: Input should be greater than or equal to 1, but got 0"),
     ({"base/train/epochs": "many"}, "train.epochs: Input should be a valid integer"),
     ({"base/model": None}, "family 'lasso': model: Input should be a mapping, but got None"),
-    ({"base/model/name": "resnet"}, "model.name: Input should be 'fcn', but got 'resnet'"),
+    (
+        {"base/model/name": "resnet"},
+        "model.name: Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, "
+        "wide_resnet, timm:NAME, torchvision:NAME or open_clip:NAME, but got 'resnet'",
+    ),
     ({"base/device": "gpu"}, "device: Input should be auto, cpu, cuda or cuda:N"),
     ({"families/0/grid": {"device.x": [1]}}, "'device.x' must be a path into the configuration, but got device"),
     (
@@ -278,17 +283,36 @@ _OTHERS = {
     "train.optimizer": "sgd",
     "model.mean": [0.5],
     "model.std": [0.5],
+    "data.label_column": "elsewhere",
+    "data.image_column": "elsewhere",
     "device": "cpu",
     "audit.threats": [{"norm": "linf", "eps": 0.1}],
+    "penalty.nuclear_mode": "exact",
+    "penalty.layers": ["1"],
+    "train.schedule": "cosine",
+    "train.precision": "bfloat16",
+    "train.ema": 0.9,
+    "train.noise": {"scale": 0.1},
+    "adversarial": {"eps": 0.1},
 }
+_TOGETHER = {
+    "model.name": {"model": {"name": "cifar_resnet"}},
+    "train.milestones": {"train.milestones": [3], "train.schedule": "multistep"},
+    "train.nesterov": {"train.nesterov": True, "train.optimizer": "sgd"},
+    "train.trades_beta": {"train.trades_beta": 1.0, "adversarial": {}},
+    "train.monitor": {"train.monitor": "attacked", "adversarial": {}},
+}
+"""Values that come only with others."""
 
 
 def test_id_changes_with_every_value_and_with_the_seed():
     plain = Cell()
     ids = {plain.id(0), plain.id(1)}
     leaves = _leaves(plain.model_dump(mode="json"))
-    leaves.pop("model.name")  # there is only one, so far
     for path, value in leaves.items():
+        if path in _TOGETHER:
+            ids.add(make_cell({}, _TOGETHER[path]).id(0))
+            continue
         if path in _OTHERS:
             other = _OTHERS[path]
         elif isinstance(value, bool):
@@ -361,7 +385,7 @@ def test_labels_may_be_numbers(edited):
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"base/model/name": "resnet"}, "use 'fcn'."),
+        ({"base/model/name": "resnet"}, "perhaps wide_resnet is meant."),
         ({"base/audit/threats/0/eps": -1}, "use at least 0."),
         ({"base/train/learning_rate": 0}, "use more than 0."),
         ({"base/threads": 5000}, "use at most 1024."),

@@ -15,7 +15,8 @@ from pinchpoint.learn.checkpoint import load as load_checkpoint
 from pinchpoint.measure import profile
 from pinchpoint.records import SCHEMA_VERSION
 from pinchpoint.study import Store, parse, run
-from pinchpoint.study.run import check, do, versions
+from pinchpoint.study.run import check, do
+from pinchpoint.workshop import versions
 
 MODULE = importlib.import_module("pinchpoint.study.run")  # the package has a function of that name
 

@@ -3,17 +3,25 @@
 from pinchpoint.compress.factorize import Plan, factorize, lowrank_like, merge, plan
 from pinchpoint.compress.interventions import ConstantFrobenius
 from pinchpoint.compress.lowrank import LowRankConv2d, LowRankLinear, truncate
-from pinchpoint.compress.penalties import L1, GroupLasso, NuclearNorm, Penalty, Sum
+from pinchpoint.compress.nuclear import NuclearNorm
+from pinchpoint.compress.penalty import Penalty, Sum
+from pinchpoint.compress.penalty_alignment import AlignmentPenalty
+from pinchpoint.compress.penalty_groups import GroupLasso
+from pinchpoint.compress.penalty_sparse import L1, Hoyer
+from pinchpoint.compress.penalty_spread import SpreadControl
 
 __all__ = [
     "L1",
+    "AlignmentPenalty",
     "ConstantFrobenius",
     "GroupLasso",
+    "Hoyer",
     "LowRankConv2d",
     "LowRankLinear",
     "NuclearNorm",
     "Penalty",
     "Plan",
+    "SpreadControl",
     "Sum",
     "factorize",
     "lowrank_like",

@@ -84,11 +84,7 @@ def plan(
     left: dict[str, str] = {}
     saved = 0
     for name, module in wanted:
-        if name == head and not include_head:
-            left[name] = "it is the head"
-            continue
-        _check_plain(name, module)
-        reason = _unfit(module, tied)
+        reason = "it is the head" if name == head and not include_head else _unfit(name, module, tied)
         if reason is not None:
             left[name] = reason
             continue
@@ -97,7 +93,7 @@ def plan(
             found = choose(module)
         h, d = _shape(module)
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
-        if found * (h + groups * d) < h * d:
+        if found * (h + groups * d) < h * d:  # multiplications at each position
             ranks[name] = found
             saved += h * d - found * (h + d)
         else:
@@ -207,19 +203,32 @@ def _spectrum(module: nn.Module) -> Float[Tensor, "r"]:
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, nn.Module]]:
     found = linear_modules(model)
+    if not patterns:
+        raise ConfigError("factorising needs patterns of layers", "none", "leave them out for all layers")
     for pattern in patterns:
-        if not fnmatch.filter([name for name, _ in found], pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in found):
             near = f"use names such as '{found[0][0]}'" if found else "give a model with linear layers"
             raise ConfigError("every pattern of layers must match one", f"'{pattern}', which matches none", near)
-    return [(name, module) for name, module in found if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    return [(name, module) for name, module in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _unfit(module: nn.Module, tied: Set[int]) -> str | None:
-    """Why this layer cannot be replaced by one of low rank, where it cannot."""
+def _unfit(name: str, module: nn.Module, tied: Set[int]) -> str | None:
+    """Why a layer cannot be replaced by one of low rank, where it cannot.
+
+    Raises:
+        ModelError: where more would be lost with it than its weights.
+    """
     if isinstance(module, LowRank):
         return "it has low rank already"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if not isinstance(module, nn.Linear | nn.Conv2d):
         return f"{type(module).__name__} is neither nn.Linear nor nn.Conv2d"
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    if parametrize.is_parametrized(module) or any(hooks):
+        found = "a parametrisation" if parametrize.is_parametrized(module) else "hooks (pruning masks are such)"
+        remedy = "remove it first, or leave the layer out by its name"
+        raise ModelError("factorising needs plain layers", f"{found} on '{name}'", remedy)
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"{type(module).__name__} may do more than nn.Linear or nn.Conv2d"
     if id(module.weight) in tied:
         return "it shares its weight with another layer"
     return None
@@ -231,19 +240,6 @@ def _tied(model: nn.Module) -> set[int]:
     return {parameter for parameter, count in holders.items() if count > 1}
 
 
-def _check_plain(name: str, module: nn.Module) -> None:
-    """Refuse what would be lost with the layer."""
-    if parametrize.is_parametrized(module):
-        found = "a parametrisation"
-    elif any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
-        found = "hooks (pruning masks are such)"
-    else:
-        return
-    raise ModelError(
-        "factorising needs plain layers", f"{found} on '{name}'", "remove it first, or leave the layer out by its name"
-    )
-
-
 def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers these ranks are for."""
     modules, tied = dict(model.named_modules(remove_duplicate=False)), _tied(model)
@@ -252,8 +248,7 @@ def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear 
         if name not in modules:
             raise ModelError("ranks must name layers of the model", f"'{name}', which is none", "check the names")
         module = modules[name]
-        _check_plain(name, module)
-        reason = _unfit(module, tied)
+        reason = _unfit(name, module, tied)
         if reason is not None or not isinstance(module, nn.Linear | nn.Conv2d):
             raise ModelError("ranks must name layers that can be factorised", f"'{name}': {reason}", "leave it out")
         with _of_layer(name):
@@ -272,7 +267,7 @@ def _replaced(model: nn.Module, layers: Mapping[str, _Old], make: Callable[[str,
 
 
 def _shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
-    """h and d of its matrix, in which each group of channels is a column block of its own rows."""
+    """h and d of its matrix."""
     return layer.weight.shape[0], layer.weight[0].numel()
 
 

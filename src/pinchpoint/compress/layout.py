@@ -6,14 +6,18 @@ only ever makes a network smaller.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from pinchpoint.compress.factorize import lowrank_like
+from pinchpoint.compress.lowrank import LowRank
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.attention import attention
+from pinchpoint.measure.weights import computed_tensors
 
 _WIDTHS = ("attn_dim", "all_head_dim", "inner_dim", "dim_out")
 """Names under which attention modules remember heads times head size; ``dim_out`` only where it is that."""
@@ -38,8 +42,8 @@ class Selection(BaseModel):
 class Layout(BaseModel):
     """Sizes that are not those of the architecture.
 
-    ``ranks``: rank of each layer that was factorised. ``shapes``: shape of each tensor that was cut, by its name in the
-    state dict. ``selections``: of each module that selects channels.
+    ``shapes``: shape of each tensor that was cut, by its name in the architecture's state dict. ``selections``: of each
+    module that selects channels. ``ranks``: of each layer that was then factorised.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +67,10 @@ class SelectsChannels(Protocol):
 
 
 def layout_of(base: nn.Module, model: nn.Module) -> Layout:
-    """How ``model`` differs from ``base``, its architecture, by pruning.
+    """How ``model`` differs from ``base``, its architecture.
+
+    Raises:
+        ModelError: where it differs by more than a layout can say.
 
     >>> base = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -72,24 +79,33 @@ def layout_of(base: nn.Module, model: nn.Module) -> Layout:
     >>> apply(base, layout_of(base, model)).state_dict().keys() == model.state_dict().keys()
     True
     """
-    before = base.state_dict()
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if name in before and tensor.shape != before[name].shape
-    }
-    selections = {}
+    base, like = copy.deepcopy(base).to("meta"), copy.deepcopy(model, computed_tensors(model)).to("meta")
+    own = {name for name, module in base.named_modules() if isinstance(module, LowRank)}
+    ranks = {name: m.rank for name, m in like.named_modules() if isinstance(m, LowRank) and name not in own}
+    before, after = _shapes(base), _shapes(like)
+    for name in ranks:  # as it was before it was factorised
+        after[f"{name}.weight"] = tuple(like.get_submodule(name).weight.shape)  # type: ignore[arg-type]
+    shapes = {name: shape for name, shape in after.items() if name in before and shape != before[name]}
+    originals = dict(base.named_modules())
+    selections: dict[str, Selection] = {}
     for name, module in model.named_modules():
-        if isinstance(module, SelectsChannels):
-            original = base.get_submodule(name)
-            assert isinstance(original, SelectsChannels)
-            if (module.inputs, module.source) != (original.inputs, original.source):
-                selections[name] = Selection(inputs=module.inputs, source=module.source)
-    return Layout(shapes=shapes, selections=selections)
+        original = originals.get(name)
+        if not (isinstance(module, SelectsChannels) and isinstance(original, SelectsChannels)):
+            continue
+        if (module.inputs, module.source) != (original.inputs, original.source):
+            selections[name] = Selection(inputs=module.inputs, source=module.source)
+    layout = Layout(ranks=ranks, shapes=shapes, selections=selections)
+    wanted, found = _shapes(apply(base, layout)), _shapes(like)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            seen = f"{name} {found.get(name, 'missing')}, where that has {wanted.get(name, 'nothing')}"
+            raise ModelError("a network must be its architecture or a smaller part of it", seen, "give its own one")
+    return layout
 
 
 def apply(model: nn.Module, layout: Layout) -> nn.Module:
-    """The model cut down to the layout, in place: leading parts of its tensors, to be filled from a file.
+    """The model cut down to the layout: leading parts of its tensors and new low-rank layers, to be filled from a file. The
+    given model is used up.
 
     Raises:
         ModelError: where the layout names what the model does not have, or a tensor larger than the model's.
@@ -98,12 +114,8 @@ def apply(model: nn.Module, layout: Layout) -> nn.Module:
     cut = {}
     for name, shape in layout.shapes.items():
         tensor = tensors.get(name)
-        fits = tensor is not None and len(shape) == tensor.ndim
-        if tensor is None or not fits or any(new > old for new, old in zip(shape, tensor.shape, strict=True)):
-            seen = "no tensor of that name" if tensor is None else f"shape {tuple(tensor.shape)}"
-            raise ModelError(
-                f"a layout's {name} {shape} must be part of the architecture's", seen, "use its own layout"
-            )
+        _check_part(name, shape, None if tensor is None else tuple(tensor.shape))
+        assert tensor is not None
         cut[name] = tensor.detach()[tuple(slice(size) for size in shape)].clone()
     modules = dict(model.named_modules())
     for name, selection in layout.selections.items():
@@ -116,7 +128,17 @@ def apply(model: nn.Module, layout: Layout) -> nn.Module:
             raise ModelError(f"a layout's {name} must be part of the architecture's", seen, "use its own layout")
         module.select(selection.inputs, selection.source)
     refit(model, cut)
-    return model
+    return lowrank_like(model, layout.ranks) if layout.ranks else model
+
+
+def _check_part(name: str, shape: tuple[int, ...], whole: tuple[int, ...] | None) -> None:
+    if whole is None or len(shape) != len(whole) or any(new > old for new, old in zip(shape, whole, strict=True)):
+        seen = "no tensor of that name" if whole is None else f"shape {whole}"
+        raise ModelError(f"a layout's {name} {shape} must be part of the architecture's", seen, "use its own layout")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def refit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

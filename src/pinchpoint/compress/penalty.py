@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.errors import CheckpointError, ConfigError
-from pinchpoint.measure.weights import acting, is_linear, outermost, rows_of, weight_matrix
+from pinchpoint.measure.weights import acting, is_linear, outermost, weight_matrix
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Parameters that ``nn.MultiheadAttention`` and open_clip's attention multiply with from the left."""
@@ -47,7 +48,8 @@ class Touched:
         if not isinstance(self.module, nn.modules.conv._ConvNd):
             return matrix.T[None, :, :, None]
         groups, kernel = self.module.groups, math.prod(self.module.kernel_size)
-        return matrix.unflatten(1, (-1, kernel)).unflatten(0, (groups, -1)).transpose(1, 2)
+        by_input: Tensor = matrix.unflatten(1, (-1, kernel)).unflatten(0, (groups, -1)).transpose(1, 2)
+        return by_input
 
 
 def candidates(model: nn.Module) -> list[Touched]:
@@ -203,17 +205,28 @@ class Sum:
         load_parts(self.parts, state)
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """Something with a memory that can be saved."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` gave."""
+        ...
+
+
 def load_parts(parts: Sequence[Remembers], state: Mapping[str, Tensor]) -> None:
     """Hand each part what stands under its number."""
     numbers = {str(i) for i in range(len(parts))}
     for key in state:
         if key.partition(".")[0] not in numbers:
-            raise CheckpointError(f"the state must be that of {len(parts)} parts", f"'{key}'", "resume with the same ones")
+            raise CheckpointError(
+                f"the state must be that of {len(parts)} parts", f"'{key}'", "resume with the same ones"
+            )
     for i, part in enumerate(parts):
         own = {key.removeprefix(f"{i}."): value for key, value in state.items() if key.startswith(f"{i}.")}
         part.load_state_dict(own)
 
 
-def scaled_ratio(above: Float[Tensor, ""], below: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def scaled_ratio(above: Float[Tensor, "*shape"], below: Float[Tensor, ""]) -> Float[Tensor, "*shape"]:
     """above / below, and 0 with a gradient of 0 where ``below`` is 0."""
     return above / torch.where(below > 0, below, 1.0)

@@ -18,13 +18,15 @@ class AugmentConfig(BaseModel):
 
     flip: bool = Field(default=False, description="mirror half of the images left to right")
     crop: int = Field(default=0, ge=0, description="pad by that many black pixels and cut the size out at random")
-    cutout: int = Field(default=0, ge=0, description="blacken a square of that side (DeVries & Taylor 2017)")
+    cutout: int = Field(
+        default=0, ge=0, description="blacken a square of that side around any pixel (DeVries & Taylor 2017)"
+    )
 
 
 def augment(
     x: Float[Tensor, "batch *shape"], config: AugmentConfig, generator: torch.Generator
 ) -> Float[Tensor, "batch *shape"]:
-    """Augmented images; draws come from the generator, on its device, three a sample at most.
+    """Augmented images; draws come from the generator, on its device, five a sample at most.
 
     Raises:
         DataError: where the inputs are no images.
@@ -41,30 +43,34 @@ def augment(
             f"shape {tuple(x.shape[1:])}",
             "leave train.augment out",
         )
-    if config.flip:
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
-    if config.crop:
-        x = _crop(x, config.crop, generator)
+    if config.flip or config.crop:
+        x = _moved(x, config.flip, config.crop, generator)
     if config.cutout:
-        x = _cutout(x, config.cutout, generator)
+        x = _cut(x, config.cutout, generator)
     return x
 
 
-def _crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    height, width = x.shape[2:]
-    top, left = torch.randint(2 * padding + 1, (2, len(x)), generator=generator).to(x.device)
-    rows = top[:, None] + torch.arange(height, device=x.device)
-    columns = left[:, None] + torch.arange(width, device=x.device)
-    padded = functional.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
-    samples = torch.arange(len(x), device=x.device)[:, None, None]
-    return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def _moved(x: Tensor, flip: bool, padding: int, generator: torch.Generator) -> Tensor:
+    """Cut out of padded images, then mirrored: one gather, whose numbers of pixels are the same for all channels."""
+    samples, channels, height, width = x.shape
+    top, left = (_draw(2 * padding + 1, samples, generator, x.device) for _ in range(2))
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.arange(width, device=x.device)
+    if flip:
+        columns = torch.where(_draw(2, samples, generator, x.device) == 1, columns.flip(1), columns)
+    padded = functional.pad(x, (padding,) * 4)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(-1, channels, -1)).reshape(x.shape)
 
 
-def _cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def _cut(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
     inside = []
     for size in x.shape[2:]:
-        centre = torch.randint(size, (len(x), 1), generator=generator).to(x.device)
-        distance = torch.arange(size, device=x.device) - (centre - side // 2)
+        distance = torch.arange(size, device=x.device) - (_draw(size, len(x), generator, x.device) - side // 2)
         inside.append((distance >= 0) & (distance < side))
     return x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+
+
+def _draw(below: int, samples: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """A whole number from 0 for each sample, in a column."""
+    return torch.randint(below, (samples, 1), generator=generator, device=generator.device).to(device)

@@ -74,4 +74,6 @@ def _fitted(name: str, image: Image.Image, geometry: Geometry | None) -> Image.I
 
 
 def _too_large(name: str, seen: str) -> DataError:
-    return DataError(f"an image may have {_MOST_PIXELS} pixels", f"{name} ({seen})", "replace it or take it away")
+    return DataError(
+        f"an image may have {_MOST_PIXELS} pixels at most", f"{name} ({seen})", "replace it or take it away"
+    )

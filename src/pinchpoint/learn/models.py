@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 from torch import nn
 
 from pinchpoint.compress import LowRankLinear
@@ -95,24 +95,26 @@ MODEL_NAMES = (*_OWN, *(f"{library}:NAME" for library in LIBRARIES))
 """What ``model.name`` may be."""
 
 
-class _Named(BaseModel):
-    name: str = "fcn"
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in _OWN and name.partition(":")[0] not in LIBRARIES:
-            raise ValueError(f"Input should be {', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}")
-        return name
+def _tag(content: object) -> str:
+    """Under which of the configurations pydantic is to look."""
+    name = content.get("name", "fcn") if isinstance(content, Mapping) else getattr(content, "name", "fcn")
+    return "library" if str(name).partition(":")[0] in LIBRARIES else str(name)
 
 
-def _by_name(content: object) -> object:
-    if isinstance(content, NetworkConfig):
-        return content
-    return _OWN.get(_Named.model_validate(content).name, LibraryConfig).model_validate(content)
-
-
-AnyModelConfig = Annotated[_Config, BeforeValidator(_by_name)]
+AnyModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("fcn")]
+    | Annotated[CifarResNetConfig, Tag("cifar_resnet")]
+    | Annotated[CifarResNet18Config, Tag("cifar_resnet18")]
+    | Annotated[CifarVgg16Config, Tag("cifar_vgg16")]
+    | Annotated[WideResNetConfig, Tag("wide_resnet")]
+    | Annotated[LibraryConfig, Tag("library")],
+    Discriminator(
+        _tag,
+        custom_error_type="model_name",
+        custom_error_message=f"Input should be {', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}",
+        custom_error_context={"field": "name", "choices": list(MODEL_NAMES)},
+    ),
+]
 """For a field that may hold any; ``name`` says which, and a fully connected network is meant where it is left out."""
 
 

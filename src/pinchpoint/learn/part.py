@@ -61,7 +61,7 @@ class TensorPart:
         x, y = self._on(device)
         for chosen in rows:
             there = chosen.to(x.device)
-            yield x[there], y[there]
+            yield x.index_select(0, there), y.index_select(0, there)
 
     def tensors(self, samples: int | None = None) -> tuple[Float[Tensor, "some *shape"], Int[Tensor, "some"]]:
         """The first samples (all where None)."""

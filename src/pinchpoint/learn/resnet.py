@@ -43,14 +43,19 @@ class Shortcut(nn.Module):
         before = next((position for position, channel in enumerate(source) if channel >= 0), 0)
         after = len(source) - inputs - before
         self._padding = (before, after) if source[before : before + inputs] == tuple(range(inputs)) else None
-        self._index = torch.tensor([channel if channel >= 0 else inputs for channel in source], device="cpu")
+        self._index = self._positions(torch.device("cpu"))
+
+    def _positions(self, device: torch.device) -> Tensor:
+        """Of the channels to copy, once one of zeros stands behind the inputs."""
+        return torch.tensor([channel if channel >= 0 else self.inputs for channel in self.source], device=device)
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs lower narrower"]:
         x = x[:, :, :: self.stride, :: self.stride]
         if self._padding is not None:
             return functional.pad(x, (0, 0, 0, 0, *self._padding))
-        self._index = self._index.to(x.device)
-        return functional.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self._index)  # the last channel is zeros
+        if self._index.device != x.device:
+            self._index = self._positions(x.device)
+        return functional.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self._index)
 
     def lipschitz_constant(self, norm: Norm) -> float:
         """1: entries are kept or left out, in every l_p norm."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pinchpoint.errors import CheckpointError, ConfigError, DataError, ModelError
 from pinchpoint.learn import checkpoint
 from pinchpoint.learn.data import AnyDataset
-from pinchpoint.learn.library import image_tower
-from pinchpoint.learn.models import CifarResNetConfig, build
+from pinchpoint.learn.library import LibraryConfig, image_tower
+from pinchpoint.learn.models import AnyModelConfig, CifarResNetConfig, build
 from pinchpoint.learn.network import Normalize
 from pinchpoint.learn.resnet import recognise
 from pinchpoint.learn.weights import put, read_tensors
@@ -40,6 +40,7 @@ class Source:
         input_shape: shape of one input, e.g. (3, 32, 32).
         classes: number of logits, or None where its outputs are no logits or not known to be.
         notes: what was assumed, one sentence each.
+        config: the architecture, by which the model or a smaller one made from it is saved; None where it has no logits.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     input_shape: tuple[int, ...]
     classes: int | None
     notes: tuple[str, ...] = ()
+    config: AnyModelConfig | None = None
 
 
 def open_model(spec: str, input_size: tuple[int, ...] | None = None) -> Source:
@@ -126,7 +128,7 @@ def _from_checkpoint(folder: Path) -> Source:
             "a checkpoint is one run of a study", f"all {len(runs)} in {folder}", f"choose one, for example {runs[0]}"
         )
     model, config = checkpoint.load(folder)
-    return Source(str(folder), model, config.input_shape, config.classes)
+    return Source(str(folder), model, config.input_shape, config.classes, config=config.model)
 
 
 def _from_file(path: Path, input_size: tuple[int, ...] | None) -> Source:
@@ -152,10 +154,11 @@ def _from_file(path: Path, input_size: tuple[int, ...] | None) -> Source:
         notes.append(_normalised(f"{path.name}'s metadata", mean, std))
     if input_size is None:
         notes.append(f"the input size is taken to be CIFAR's, {_by(shape)}; --input-size changes it")
-    model = build(CifarResNetConfig(depth=found.depth, width=found.width, mean=mean, std=std), shape, found.classes)
+    config = CifarResNetConfig(depth=found.depth, width=found.width, mean=mean, std=std)
+    model = build(config, shape, found.classes)
     buffers = {name: buffer for name, buffer in model.named_buffers() if name.startswith("normalize.")}
     put(buffers | tensors, model, str(path), "save it again")
-    return Source(str(path), model.eval(), shape, found.classes, tuple(notes))
+    return Source(str(path), model.eval(), shape, found.classes, tuple(notes), config)
 
 
 def _numbers(path: Path, metadata: dict[str, str], key: str) -> tuple[float, ...] | None:
@@ -195,7 +198,9 @@ def _from_library(spec: str, library: str, rest: str, input_size: tuple[int, ...
     parts = OrderedDict([("normalize", Normalize(entry.mean, entry.std)), ("network", entry.network)])
     source = Source(spec, nn.Sequential(parts).eval(), entry.input_shape, None, tuple(notes))
     source = _checked(source, entry.input_shape)
-    return source if entry.logits else replace(source, classes=None)
+    if not entry.logits:
+        return replace(source, classes=None)
+    return replace(source, config=LibraryConfig(name=f"{library}:{name}"))
 
 
 def _classes_of(tensors: Mapping[str, Tensor], entry: Entry) -> int | None:

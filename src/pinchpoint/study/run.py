@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
-import pinchpoint
 from pinchpoint.audit import audit
-from pinchpoint.compress import ConstantFrobenius
 from pinchpoint.errors import ModelError
-from pinchpoint.learn import AnyDataset, DataConfig, build, load, train
+from pinchpoint.learn import AnyDataset, DataConfig, build, load
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.device import device_of
+from pinchpoint.learn.parallel import Alone
+from pinchpoint.recipe import make
 from pinchpoint.records import SCHEMA_VERSION, Run
 from pinchpoint.study.config import Task
 from pinchpoint.study.store import Store
+from pinchpoint.workshop import machine, versions
 
 
 @functools.lru_cache(maxsize=2)
@@ -41,7 +39,8 @@ def check(tasks: Iterable[Task]) -> None:
         try:
             build(cell.model, data.input_shape, data.classes)
         except (RuntimeError, TypeError) as error:  # torch's words for sizes it cannot allocate or count
-            seen = f"hidden {cell.model.hidden} ({str(error).splitlines()[0]})"
+            asked = ", ".join(f"{key} {value}" for key, value in cell.model.model_dump(exclude_defaults=True).items())
+            seen = f"{asked} ({str(error).splitlines()[0]})"
             raise ModelError("a network must fit into memory", seen, "make it smaller") from None
 
 
@@ -65,9 +64,7 @@ def _run(task: Task, folder: Path, on_stage: Callable[[str], None]) -> Run:
     device = device_of(cell.device)
     data = _data(cell.data)
     on_stage("train")
-    model = build(cell.model, data.input_shape, data.classes, seed=seed).to(device)
-    keep = ConstantFrobenius(model, include_head=False) if cell.constant_frobenius else None
-    training = train(model, data, cell.train, seed=seed, penalty=cell.penalty.build(), after_step=keep)
+    model, training = make(cell, data, seed=seed, engine=Alone(device))
     audited = audit(model, data, cell.audit, seed=seed, on_stage=on_stage)
     about = CheckpointConfig(model=cell.model, input_shape=data.input_shape, classes=data.classes, data=cell.data.name)
     try:
@@ -84,21 +81,3 @@ def _run(task: Task, folder: Path, on_stage: Callable[[str], None]) -> Run:
         training=training,
         audit=audited,
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change a number."""
-    return {
-        "pinchpoint": pinchpoint.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": version("scikit-learn"),
-    }
-
-
-def machine() -> str:
-    """Operating system and processor."""
-    import os
-
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pinchpoint.compress.layout import SelectsChannels
 from pinchpoint.compress.prune.units import OUTPUTS, Found, Group, Scored, Slice, prunable, skipped
@@ -113,13 +114,26 @@ def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return torch_pruning.DependencyGraph().build_dependency(model, (inputs,), verbose=False)
+            graph: Any = torch_pruning.DependencyGraph().build_dependency(
+                model, inputs, forward_fn=_forward, verbose=False
+            )
+    except ModelError:
+        raise
     except Exception as error:  # whatever the model or the tracer says
-        raise ModelError(
-            "a model must be one that torch-pruning can trace",
-            f"{type(error).__name__}: {error}",
-            "check input_shape, or prune by unit='rows', which needs no graph",
-        ) from None
+        raise _untraceable(f"{type(error).__name__}: {error}") from None
+    return graph
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> Any:
+    outputs = model(inputs)
+    if not any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(outputs)):
+        raise _untraceable("outputs from which autograd leads back to no layer")
+    return outputs
+
+
+def _untraceable(seen: str) -> ModelError:
+    remedy = "check input_shape, or prune by unit='rows', which needs no graph"
+    return ModelError("a model must be one that torch-pruning can trace", seen, remedy)
 
 
 def _group(

@@ -21,7 +21,7 @@ class KeepPruned:
     """Sets pruned weights to zero: call it after each optimiser step, ``train(..., after_step=KeepPruned(...))``.
 
     Args:
-        masks: by parameter, factors of zero and one that broadcast to its shape.
+        masks: by parameter, True where it stays; they broadcast to its shape.
 
     Raises:
         ModelError: called on a model without one of the parameters.
@@ -44,7 +44,7 @@ class KeepPruned:
                 for position, part in enumerate(parts):
                     if part.device != parameters[name].device:
                         parts[position] = part = part.to(parameters[name].device)
-                    parameters[name].mul_(part)
+                    parameters[name].masked_fill_(~part, 0.0)
 
 
 def mask(model: nn.Module, groups: Iterable[Group], stay: Stay) -> KeepPruned:

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from pinchpoint.compress.layout import Layout, layout_of
 from pinchpoint.compress.prune.allocate import Allocation, Shares, allocate, check_ratio, strongest
 from pinchpoint.compress.prune.cost import flop_count, latencies, parameter_count
 from pinchpoint.compress.prune.criteria import Criterion
@@ -39,13 +38,11 @@ class Pruned:
         report: what was decided, and what was left alone.
         keep: call it after each optimiser step of further training, so that pruned units stay zero. It does nothing where
             they are removed.
-        layout: with the original's architecture and the model's tensors, all that has to be saved.
     """
 
     model: nn.Module
     report: Pruning
     keep: KeepPruned
-    layout: Layout
 
 
 def prune(
@@ -154,7 +151,7 @@ def prune(
         seconds_before=seconds[0] if seconds else None,
         seconds_after=seconds[1] if seconds else None,
     )
-    return Pruned(smaller, report, keeper, layout_of(model, smaller))
+    return Pruned(smaller, report, keeper)
 
 
 def _check_options(unit: str, count: str, remove: bool | None, steps: int, fine_tune: FineTune | None) -> None:

@@ -1,0 +1,5 @@
+"""``python -m pinchpoint.cli``."""
+
+from pinchpoint.cli import main
+
+main()

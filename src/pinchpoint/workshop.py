@@ -1,0 +1,235 @@
+"""Models made in a folder: trained from a recipe, or made smaller from one that is there, fine-tuned and saved."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import pinchpoint
+from pinchpoint.compress.prune import FineTune
+from pinchpoint.errors import CheckpointError, ConfigError, ModelError
+from pinchpoint.evaluate import accuracy
+from pinchpoint.evaluate.verdict import writable
+from pinchpoint.learn import load
+from pinchpoint.learn.checkpoint import CheckpointConfig, save
+from pinchpoint.learn.data import AnyDataset
+from pinchpoint.learn.device import device_of
+from pinchpoint.learn.parallel import Alone, Engine, Together
+from pinchpoint.learn.source import Source
+from pinchpoint.recipe import Recipe, Watch, continue_training, make
+from pinchpoint.records import Compressed, Pruning, Trained, Training
+
+_TRAINED, _COMPRESSED, _STATE = "training.json", "compression.json", "training.safetensors"
+
+
+def produce(
+    recipe: Recipe, folder: Path, *, seed: int, devices: int = 1, nodes: int = 1, watch: Watch | None = None
+) -> tuple[Training | None, bool]:
+    """Train a recipe's model into a folder: a checkpoint and ``training.json``.
+
+    While it trains, the folder holds the state of the training; a call after an interruption goes on from there.
+
+    Args:
+        recipe: what to make.
+        folder: made where it is not there.
+        seed: of everything drawn.
+        devices, nodes: processes on each machine and machines that share each batch.
+        watch: told of progress.
+
+    Returns:
+        How the model came to be, and whether this call trained it (False: it was there). None in other processes than the
+        first.
+
+    Raises:
+        ConfigError: where the folder holds another model.
+        PinchpointError: for whatever does not fit together, and where the loss stops being finite.
+        StoreError: where the folder cannot be written.
+    """
+    known = _known(recipe, folder, seed)
+    if known is not None:
+        return known.training, False
+    torch.set_num_threads(recipe.threads)
+    engine = _engine(recipe, devices, nodes)
+    data = load(recipe.data)
+    with writable(folder):
+        model, training = make(recipe, data, seed=seed, engine=engine, state=folder / _STATE, watch=watch)
+        if engine.rank > 0:
+            return None, True
+        about = CheckpointConfig(
+            model=recipe.model, input_shape=data.input_shape, classes=data.classes, data=recipe.data.name
+        )
+        save(folder, model, about)
+        record = Trained(
+            recipe=recipe.model_dump(mode="json"),
+            seed=seed,
+            versions=versions(),
+            machine=f"{machine()}, {engine.device.type}",
+            training=training,
+        )
+        _write(folder / _TRAINED, record.model_dump_json(indent=1))
+        (folder / _STATE).unlink(missing_ok=True)
+    return training, True
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning of a smaller model: its recipe (penalties, adversary, training), the data, and a seed."""
+
+    recipe: Recipe
+    data: AnyDataset
+    seed: int = 0
+    watch: Watch | None = None
+
+    def __call__(self, model: nn.Module, after_step: Callable[[nn.Module], object] | None = None) -> None:
+        """Train in place; what ``prune`` takes as ``fine_tune``."""
+        device = next(model.parameters()).device
+        continue_training(
+            model,
+            self.recipe,
+            self.data,
+            seed=self.seed,
+            engine=Alone(device),
+            after_step=after_step,
+            watch=self.watch,
+        )
+
+
+def compress(
+    source: Source,
+    make_smaller: Callable[[nn.Module, FineTune | None], tuple[nn.Module, Pruning | None]],
+    folder: Path,
+    *,
+    how: dict[str, object],
+    data: AnyDataset | None = None,
+    samples: int = 1000,
+    tuning: Tuning | None = None,
+    device: torch.device | None = None,
+) -> Compressed:
+    """Make a model smaller, fine-tune it, judge it on clean test images and save it as a checkpoint.
+
+    Args:
+        source: the model; it stays as it is.
+        make_smaller: gets the model and, where it is to be fine-tuned, how.
+        folder: for the checkpoint and ``compression.json``.
+        how: what was asked for, for the record.
+        data: judged on, where given.
+        samples: of the test part, the first ones.
+        tuning: None for no fine-tuning.
+        device: where it is done.
+
+    Raises:
+        ConfigError: where the folder holds another model.
+        ModelError: where the source cannot be saved as an architecture.
+        StoreError: where the folder cannot be written.
+    """
+    if source.config is None or source.classes is None:
+        raise ModelError(
+            "a model made smaller is saved as a classifier's architecture", source.name, "choose a model with logits"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError("a new model goes into an empty folder", str(folder), "choose another with --out")
+    device = device or torch.device("cpu")
+    place = source.model.to(device)
+    judge = functools.partial(_judge, data=data, samples=samples, device=device)
+    before = judge(place)
+    left: list[float | None] = []
+
+    def tune(model: nn.Module, after_step: Callable[[nn.Module], None] | None = None) -> None:
+        left.append(judge(model))
+        assert tuning is not None
+        tuning(model, after_step)
+
+    smaller, pruning = make_smaller(place, tune if tuning is not None else None)
+    after = judge(smaller)
+    record = Compressed(
+        source=source.name,
+        how=how,
+        data=None if data is None else data.name,
+        samples=None if data is None else min(samples, len(data.test)),
+        clean_before=before,
+        clean_cut=left[0] if left else after,
+        clean_after=after,
+        parameters_before=sum(parameter.numel() for parameter in place.parameters()),
+        parameters_after=sum(parameter.numel() for parameter in smaller.parameters()),
+        pruning=pruning,
+        versions=versions(),
+        machine=f"{machine()}, {device.type}",
+    )
+    with writable(folder):
+        about = CheckpointConfig(
+            model=source.config,
+            input_shape=source.input_shape,
+            classes=source.classes,
+            data="" if data is None else data.name,
+        )
+        save(folder, smaller, about)
+        _write(folder / _COMPRESSED, record.model_dump_json(indent=1))
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a number."""
+    return {
+        "pinchpoint": pinchpoint.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": version("scikit-learn"),
+    }
+
+
+def machine() -> str:
+    """Operating system and processor."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _known(recipe: Recipe, folder: Path, seed: int) -> Trained | None:
+    """The record of a finished training of this recipe in the folder."""
+    path = folder / _TRAINED
+    if not path.is_file():
+        return None
+    try:
+        record = Trained.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{path} must be the record of a training", str(error).splitlines()[0], "choose another folder"
+        ) from None
+    if (record.recipe, record.seed) != (json.loads(recipe.model_dump_json()), seed):
+        raise ConfigError(
+            f"{folder} must be new or hold this recipe's model", "another recipe or seed", "choose another with --out"
+        )
+    return record
+
+
+def _engine(recipe: Recipe, devices: int, nodes: int) -> Engine:
+    if devices * nodes == 1:
+        return Alone(device_of(recipe.device))
+    kind = device_of(recipe.device).type
+    return Together(devices, accelerator=kind, nodes=nodes)
+
+
+def _judge(model: nn.Module, data: AnyDataset | None, samples: int, device: torch.device) -> float | None:
+    if data is None:
+        return None
+    x, y = (tensor.to(device) for tensor in data.test.tensors(samples))
+    training = model.training
+    found = accuracy(model.eval(), x, y)
+    model.train(training)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)

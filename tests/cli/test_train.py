@@ -1,0 +1,138 @@
+"""``pinchpoint train``: a recipe becomes a checkpoint; mistakes are one sentence; what was killed goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from oracles.console import pinch
+from pinchpoint.learn import build, load, train
+from pinchpoint.learn.checkpoint import load as load_checkpoint
+from pinchpoint.recipe import Recipe
+
+RECIPE = {
+    "data": {"name": "digits", "limit_train": 300},
+    "model": {"hidden": [16, 16]},
+    "penalty": {"group_lasso": 1.0e-3},
+    "train": {"epochs": 4, "learning_rate": 0.01, "schedule": "cosine"},
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**changes):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(RECIPE | changes))
+        return path
+
+    return write
+
+
+def test_the_checkpoint_is_what_training_in_python_gives(recipe, tmp_path):
+    out = tmp_path / "model"
+    said = pinch("train", recipe(), "--seed", 3, "--out", out, "--json")
+    assert (said.status, said.err.strip()) == (0, "")
+    record = json.loads(said.out)
+    wanted = Recipe.model_validate(RECIPE)
+    data = load(wanted.data)
+    model = build(wanted.model, data.input_shape, data.classes, seed=3)
+    result = train(model, data, wanted.train, seed=3, penalty=wanted.penalty.build())
+    found, config = load_checkpoint(out)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+    assert (config.data, config.classes, config.input_shape) == ("digits", 10, (1, 8, 8))
+    assert record["validation_loss"] == result.validation_loss
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "training.json"]
+    kept = json.loads((out / "training.json").read_text())
+    assert kept["recipe"]["train"]["epochs"] == 4
+    assert len(kept["training"]["history"]) == 4
+
+
+def test_a_second_call_trains_nothing_and_another_recipe_is_refused(recipe, tmp_path):
+    out = tmp_path / "model"
+    assert pinch("train", recipe(), "--out", out).out.startswith("trained: 4 epochs")
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    assert pinch("train", recipe(), "--out", out).out.startswith("already trained: 4 epochs")
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    for other in (("train.epochs=5",), ("--seed", 1)):
+        text = (
+            f"{out} must be new or hold this recipe's model, but got another recipe or seed; choose another with --out."
+        )
+        assert pinch("train", recipe(), *other, "--out", out).error == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("train.epoch=3",), "recipe.yaml: every key must be known, but got train.epoch; perhaps epochs is meant."),
+        (("model.hiden=[3]",), "recipe.yaml: every key must be known, but got model.hiden; perhaps hidden is meant."),
+        (
+            ("model.name=cifar_resnet", "model.dept=20"),
+            "recipe.yaml: every key must be known, but got model.dept; perhaps depth is meant.",
+        ),
+        (("epochs",), "an override is written key=value, but got epochs; write for example train.epochs=5."),
+        (("train.epochs=[",), "the value of train.epochs must be YAML, but got [; put it in quotes."),
+        (
+            ("train.epochs=0",),
+            "recipe.yaml: train.epochs: Input should be greater than or equal to 1, but got 0; use at least 1.",
+        ),
+        (
+            ("train.trades_beta=6",),
+            "recipe.yaml: train.trades_beta needs an adversary, but got none; add adversarial: {eps: 0.03}.",
+        ),
+        (
+            ("penalty.layers=[conv*]",),
+            "GroupLasso's layers must match at least one layer, but got conv*; choose among 1, 3, 5.",
+        ),
+        (
+            ("train.learning_rate=1e30",),
+            "the loss must stay finite, but got a training loss of nan at step 2 (epoch 1); the gradient of the step before",
+        ),
+        (
+            ("train.augment.flip=true", "data.name=nothing"),
+            "a data set must be known by name, but got nothing; use digits",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_half_done(recipe, tmp_path, arguments, text):
+    path, out = recipe(**{"model": {"hidden": [16, 16]}} if "depth" not in str(arguments) else {}), tmp_path / "model"
+    if "model.name=cifar_resnet" in arguments:
+        path = recipe(model={})
+    error = pinch("train", path, *arguments, "--out", out).error.replace(f"{path.parent}/", "")
+    assert error.startswith(text)
+    assert not (out / "model.safetensors").exists()
+    assert not (out / "training.json").exists()
+
+
+def live(path, out):
+    torch.set_num_threads(1)
+    pinch("train", path, "train.epochs=40", "--out", out)
+
+
+@pytest.mark.long
+def test_what_was_killed_goes_on(recipe, tmp_path, monkeypatch):
+    """The state is written after each step here; the finished model is that of an undisturbed call."""
+    path = recipe()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pinch("train", path, "train.epochs=40", "--out", whole)
+    monkeypatch.setattr("pinchpoint.recipe.train", functools.partial(train, save_seconds=0.0))
+    kills = 0
+    while not (cut / "training.json").exists():
+        process = multiprocessing.get_context("fork").Process(target=live, args=(path, cut))
+        process.start()
+        process.join(0.15 * (kills + 1))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        time.sleep(0.01)
+    assert kills >= 1
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
