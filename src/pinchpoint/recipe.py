@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import nn
 
 from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
-from pinchpoint.compress.interventions import ConstantFrobenius
+from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, Intervention, InTurn, SpectralBall
 from pinchpoint.compress.nuclear import NuclearNorm
 from pinchpoint.compress.penalty import Penalty, Sum
 from pinchpoint.compress.penalty_alignment import AlignmentPenalty
@@ -202,13 +202,21 @@ def continue_training(
 def _constraints(
     model: nn.Module, recipe: Recipe, last: Callable[[nn.Module], object] | None
 ) -> Callable[[nn.Module], object] | None:
-    found: list[Callable[[nn.Module], object]] = []
+    parts: list[Intervention] = []
     if recipe.constant_frobenius:
-        found.append(ConstantFrobenius(model, include_head=False))
+        parts.append(ConstantFrobenius(model, include_head=False))
     if recipe.frobenius_ball is not None:
-        found.append(FrobeniusBall(recipe.frobenius_ball))
+        parts.append(FrobeniusBall(model, recipe.frobenius_ball, include_head=False))
     if recipe.spectral_ball is not None:
-        found.append(SpectralBall(recipe.spectral_ball))
-    if last is not None:
-        found.append(last)
-    return Together(*found) if len(found) > 1 else found[0] if found else None
+        parts.append(SpectralBall(model, recipe.spectral_ball, include_head=False))
+    if not parts:
+        return last
+    constraints = InTurn(parts)
+    if last is None:
+        return constraints
+
+    def both(model: nn.Module) -> None:
+        constraints(model)
+        last(model)
+
+    return both

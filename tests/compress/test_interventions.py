@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune
 
 from oracles.as_user import refused
 from oracles.compressibility import frobenius
-from pinchpoint.compress import ConstantFrobenius, LowRankLinear
-from pinchpoint.errors import ModelError
+from pinchpoint.compress import ConstantFrobenius, FrobeniusBall, LowRankLinear, SpectralBall
+from pinchpoint.errors import CheckpointError, ConfigError, ModelError
 
 
 def mixed():
@@ -166,3 +166,98 @@ def test_what_is_refused():
     text = "weights must be finite, but got NaN or infinite values; "
     with refused(ModelError, text + "check that training did not diverge before measuring."):
         keep(model)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 1.0, 50.0]))
+def test_the_frobenius_ball_takes_the_nearest_point(seed, radius):
+    torch.manual_seed(seed)
+    model = mixed()
+    ball, before = FrobeniusBall(model, radius), matrices_of(model)
+    ball(model)
+    for there, kept in zip(before, matrices_of(model), strict=True):
+        np.testing.assert_allclose(kept, there * min(1.0, radius / frobenius(there)), rtol=1e-12, atol=1e-15)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 0.5, 50.0]))
+def test_the_spectral_ball_scales_by_the_largest_singular_value(seed, radius):
+    """After 100 iterations the estimate is good unless the two largest values are close, and never above."""
+    torch.manual_seed(seed)
+    model = mixed()
+    ball, before = SpectralBall(model, radius), matrices_of(model)
+    ball(model)
+    for there, kept in zip(before, matrices_of(model), strict=True):
+        top = np.linalg.norm(there, 2)
+        scale = np.linalg.norm(kept, 2) / top
+        assert scale >= min(1.0, radius / top) * (1 - 1e-12)
+        assert scale <= min(1.0, radius / top) * 1.02
+        np.testing.assert_allclose(kept, there * scale, rtol=1e-10, atol=1e-15)
+
+
+def test_the_spectral_ball_keeps_up_with_training():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
+    ball, optimiser = SpectralBall(model, 0.7), torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(60):
+        optimiser.zero_grad()
+        (-model(torch.rand(16, 20)).square().mean()).backward()
+        optimiser.step()
+        ball(model)
+        tops = [torch.linalg.matrix_norm(layer.weight.detach(), 2).item() for layer in (model[0], model[2])]
+        assert max(tops) < 0.7 * (1.02 if step else 1.05)
+    assert max(tops) > 0.699
+
+
+def test_a_layer_of_zeros_is_left_alone_by_balls():
+    model = nn.Sequential(nn.Linear(3, 2))
+    nn.init.zeros_(model[0].weight)
+    for ball in (FrobeniusBall(model, 1.0), SpectralBall(model, 1.0)):
+        ball(model)
+        assert (model[0].weight == 0).all()
+
+
+def test_interventions_in_turn():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    keep, ball, other = ConstantFrobenius(model), FrobeniusBall(model, 0.5), SpectralBall(model, 0.1)
+    for both in (keep + ball + other, keep + (ball + other), (keep + ball) + other):
+        assert both.parts == (keep, ball, other)
+    with torch.no_grad():
+        model[0].weight.mul_(9.0)
+    (keep + ball)(model)
+    assert model[0].weight.norm().item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_what_interventions_remember():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+    both = ConstantFrobenius(model) + SpectralBall(model, 0.4)
+    both(model)
+    saved = both.state_dict()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    again = ConstantFrobenius(model) + SpectralBall(model, 0.4)
+    again.load_state_dict(saved)
+    twin = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+    twin.load_state_dict(model.state_dict())
+    both(model)
+    again(twin)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_balls_that_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3))
+    for radius in (0.0, -1.0, math.inf, math.nan):
+        text = f"the radius of a ball must be positive and finite, but got {radius}; try 1."
+        for kind in (FrobeniusBall, SpectralBall):
+            with refused(ConfigError, text):
+                kind(model, radius)
+    with refused(ConfigError, "power iteration takes one step or more, but got 0; use 2."):
+        SpectralBall(model, 1.0, steps=0)
+    text = "SpectralBall's state must be that of the same layers, but got '0'; resume the same run."
+    with refused(CheckpointError, text):
+        SpectralBall(model, 1.0).load_state_dict({})
+    ball = SpectralBall(model, 1.0)
+    nn.init.constant_(model[0].weight, math.nan)
+    with refused(ModelError, "weights must be finite, but got NaN or infinite values in '0'; lower the learning rate."):
+        ball(model)

@@ -165,7 +165,7 @@ class TestEach:
         for module in build(config, (3, 32, 32), 5).modules():
             if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
                 fan_in = module.weight[0].numel()
-                assert float(module.weight.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+                assert float(module.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
 
     def test_checkpoint(self, config, tmp_path):
         network = build(config, (1, 32, 32), 5, seed=1).eval()

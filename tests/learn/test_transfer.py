@@ -89,7 +89,8 @@ def test_an_encoder_of_cifar_10_under_a_head_for_cifar_100(real_data):
     for model in (source.model, untrained):
         done = transfer(model, data, config, seed=0).model
         right.append(loss_and_accuracy(done, data.x_test, data.y_test, 256)[1])
-    assert right[0] > 0.25 > 0.12 > right[1]
+    assert right[0] > 0.2
+    assert right[0] > 3 * right[1]
 
 
 def test_the_same_seed_gives_the_same_head(digits, encoder):

@@ -1,7 +1,7 @@
 """Making a network compressible, or smaller."""
 
 from pinchpoint.compress.factorize import Plan, factorize, lowrank_like, merge, plan
-from pinchpoint.compress.interventions import ConstantFrobenius
+from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, InTurn, Intervention, SpectralBall
 from pinchpoint.compress.lowrank import LowRankConv2d, LowRankLinear, truncate
 from pinchpoint.compress.nuclear import NuclearNorm
 from pinchpoint.compress.penalty import Penalty, Sum
@@ -14,13 +14,17 @@ __all__ = [
     "L1",
     "AlignmentPenalty",
     "ConstantFrobenius",
+    "FrobeniusBall",
     "GroupLasso",
     "Hoyer",
+    "InTurn",
+    "Intervention",
     "LowRankConv2d",
     "LowRankLinear",
     "NuclearNorm",
     "Penalty",
     "Plan",
+    "SpectralBall",
     "SpreadControl",
     "Sum",
     "factorize",
