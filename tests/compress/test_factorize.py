@@ -102,7 +102,7 @@ def test_a_residual_network_keeps_its_shape():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet10t", {}),
+        pytest.param("resnet10t", {}, marks=pytest.mark.slow),
         ("mobilenetv3_small_050", {}),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
         ("swinv2_cr_tiny_224", {"img_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 2)}),

@@ -121,15 +121,15 @@ def test_refreshes_come_often_at_first(monkeypatch):
     assert len(seen) < 60
 
 
-def trained(mode, steps=240, seed=0, penalty=None):
-    """A teacher of rank 3 learnt by 144-150-1 layers with a penalty that leaves little more."""
+def trained(mode, steps, seed, strength=5e-3):
+    """A teacher of rank 3 learnt by 144-150-4 with a penalty that leaves little more."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(512, 144, generator=draw)
     y = torch.tanh(x @ torch.randn(144, 3, generator=draw) / 12) @ torch.randn(3, 4, generator=draw)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(144, 150), nn.ReLU(), nn.Linear(150, 4))
-    penalty = penalty or NuclearNorm(5e-4, mode=mode)
+    penalty = NuclearNorm(strength, mode=mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for rows in torch.stack([torch.randperm(512, generator=draw)[:64] for _ in range(steps)]):
@@ -144,10 +144,10 @@ def trained(mode, steps=240, seed=0, penalty=None):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_training_ends_where_exact_mode_ends(seed):
     (loss, exact, _), (fast_loss, fast, penalty) = trained("exact", 1500, seed), trained("fast", 1500, seed)
-    assert penalty.memory["0"].due > 1500 or penalty.memory["0"].steps == 1500
+    assert penalty.memory["0"].basis is not None  # both regimes were seen: it starts in the full one
     assert fast_loss == pytest.approx(loss, rel=0.02)
     assert (fast - exact).norm() < 0.02 * exact.norm()
-    assert exact[10] < 0.1 * exact[0]  # the penalty did something
+    assert exact[30] < 0.01 * exact[0]  # the penalty did something
 
 
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit():

@@ -1,7 +1,7 @@
 """Making a network compressible, or smaller."""
 
 from pinchpoint.compress.factorize import Plan, factorize, lowrank_like, merge, plan
-from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, InTurn, Intervention, SpectralBall
+from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, Intervention, InTurn, SpectralBall
 from pinchpoint.compress.lowrank import LowRankConv2d, LowRankLinear, truncate
 from pinchpoint.compress.nuclear import NuclearNorm
 from pinchpoint.compress.penalty import Penalty, Sum

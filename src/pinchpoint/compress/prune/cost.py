@@ -31,7 +31,7 @@ def flop_count(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """
     with torch.no_grad(), _Count() as counter:
         model(_inputs(model, (1, *input_shape)))
-    return counter.total
+    return int(counter.total)
 
 
 class _Count(TorchDispatchMode):
@@ -39,7 +39,7 @@ class _Count(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total: int = 0
+        self.total = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -66,11 +66,8 @@ def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str])
         members, found = _group(graph, name, module, names, selectors)
         kept = [member for member in members if member in keep]
         if kept:
-            found = (
-                "named in keep"
-                if members == (kept[0],)
-                else f"its rows are coupled to those of {kept[0]}, named in keep"
-            )
+            coupled = f"its rows are coupled to those of {kept[0]}, named in keep"
+            found = "named in keep" if members == (kept[0],) else coupled
         settled |= {name, *members}
         if isinstance(found, Group):
             groups.append(found)
@@ -114,14 +111,12 @@ def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph: Any = torch_pruning.DependencyGraph().build_dependency(
-                model, inputs, forward_fn=_forward, verbose=False
-            )
+            graph = torch_pruning.DependencyGraph()
+            return graph.build_dependency(model, inputs, forward_fn=_forward, verbose=False)
     except ModelError:
         raise
     except Exception as error:  # whatever the model or the tracer says
         raise _untraceable(f"{type(error).__name__}: {error}") from None
-    return graph
 
 
 def _forward(model: nn.Module, inputs: Tensor) -> Any:
@@ -155,21 +150,22 @@ def _group(
     for item in items:
         target, rows = item.dep.target.module, bool(graph.is_out_channel_pruning_fn(item.dep.handler))
         where, indices = names.get(target, ""), _by_unit(item.idxs, item.root_idxs, units)
-        if where in selectors:
-            slices.append(Slice(where, 0 if rows else 1, indices))
-            continue
-        if rows and isinstance(target, nn.Linear | _Conv):
+        has_rows = rows and isinstance(target, nn.Linear | _Conv) and where not in selectors
+        if has_rows:
             rowed.append(where)
             if not graph.module2node[target].outputs:
                 reasons.append(OUTPUTS)
-        touched = _slices(where, target, rows, indices)
+        if where in selectors:
+            touched: list[Slice] | str = [Slice(where, 0 if rows else 1, indices)]
+        else:
+            touched = _slices(where, target, rows, indices)
         if isinstance(touched, str):
             reasons.append(touched)
-        elif len(indices) < units:
+        elif touched and len(indices) < units:
             reasons.append("its units are not spread evenly over a layer that reads them")
         else:
             slices += touched
-            if rows and isinstance(target, nn.Linear | _Conv):
+            if has_rows:
                 scored.append(Scored(where, *touched))
     members = tuple(dict.fromkeys((name, *rowed)))
     reasons.sort(key=lambda reason: reason != OUTPUTS and NORMALISES not in reason)  # the plainest first
@@ -181,10 +177,9 @@ def _by_unit(indices: Sequence[int], roots: Sequence[int], units: int) -> Tensor
     table: list[list[int]] = [[] for _ in range(units)]
     for index, root in zip(indices, roots, strict=True):
         table[root].append(index)
-    even = len({len(row) for row in table}) == 1
-    return torch.tensor([sorted(row) for row in table] if even else [], dtype=torch.long).reshape(
-        units if even else 0, -1
-    )
+    if len({len(row) for row in table}) > 1:
+        return torch.zeros(0, 0, dtype=torch.long)
+    return torch.tensor([sorted(row) for row in table], dtype=torch.long)
 
 
 def _slices(where: str, target: object, rows: bool, indices: Tensor) -> list[Slice] | str:
