@@ -173,10 +173,8 @@ def main() -> None:
         rows.append(row)
         with kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"{number} of {len(plan)}: {ratio:.0%} {allocation or 'not pruned'} spread {spread:g} seed {seed}: clean {row['clean']:.1%}",
-            flush=True,
-        )
+        kind = f"{ratio:.0%} {allocation or 'not pruned'}, spread {spread:g}, seed {seed}"
+        print(f"{number} of {len(plan)}: {kind}: clean {row['clean']:.1%}", flush=True)
     print(shown(rows))
 
 

@@ -441,9 +441,7 @@ class Trained(Record):
 
 
 class Compressed(Record):
-    """A model made smaller. Clean accuracies are of the source, of the smaller model before it was fine-tuned, and at last;
-    None where no data were given.
-    """
+    """A model made smaller. Clean accuracies are of the source, of the model just before its last fine-tuning, and at last; None where no data were given. ``left`` has the layers that stayed as they were."""
 
     source: str
     how: dict[str, Any]
@@ -454,6 +452,7 @@ class Compressed(Record):
     clean_after: float | None
     parameters_before: int
     parameters_after: int
+    left: list[Skipped]
     pruning: Pruning | None
     versions: dict[str, str]
     machine: str

@@ -28,7 +28,7 @@ from pinchpoint.learn.device import device_of
 from pinchpoint.learn.parallel import Alone, Engine, Together
 from pinchpoint.learn.source import Source
 from pinchpoint.recipe import Recipe, Watch, continue_training, make
-from pinchpoint.records import Compressed, Pruning, Trained, Training
+from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
 
 _TRAINED, _COMPRESSED, _STATE = "training.json", "compression.json", "training.safetensors"
 
@@ -105,9 +105,18 @@ class Tuning:
         )
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """A model made smaller. ``left`` has the layers that stayed as they were, and why."""
+
+    model: nn.Module
+    left: list[Skipped]
+    pruning: Pruning | None = None
+
+
 def compress(
     source: Source,
-    make_smaller: Callable[[nn.Module, FineTune | None], tuple[nn.Module, Pruning | None]],
+    make_smaller: Callable[[nn.Module, FineTune | None], Smaller],
     folder: Path,
     *,
     how: dict[str, object],
@@ -150,19 +159,20 @@ def compress(
         assert tuning is not None
         tuning(model, after_step)
 
-    smaller, pruning = make_smaller(place, tune if tuning is not None else None)
-    after = judge(smaller)
+    made = make_smaller(place, tune if tuning is not None else None)
+    after = judge(made.model)
     record = Compressed(
         source=source.name,
         how=how,
         data=None if data is None else data.name,
         samples=None if data is None else min(samples, len(data.test)),
         clean_before=before,
-        clean_cut=left[0] if left else after,
+        clean_cut=left[-1] if left else after,
         clean_after=after,
         parameters_before=sum(parameter.numel() for parameter in place.parameters()),
-        parameters_after=sum(parameter.numel() for parameter in smaller.parameters()),
-        pruning=pruning,
+        parameters_after=sum(parameter.numel() for parameter in made.model.parameters()),
+        left=made.left,
+        pruning=made.pruning,
         versions=versions(),
         machine=f"{machine()}, {device.type}",
     )
@@ -173,7 +183,7 @@ def compress(
             classes=source.classes,
             data="" if data is None else data.name,
         )
-        save(folder, smaller, about)
+        save(folder, made.model, about)
         _write(folder / _COMPRESSED, record.model_dump_json(indent=1))
     return record
 

@@ -44,10 +44,11 @@ SHAPE = (2, 6, 6)
 
 
 @pytest.mark.parametrize(("criterion", "power"), [("l1", 1), ("l2", 2)])
-def test_scores_fold_biases_and_batch_norms(criterion, power):
+def test_scores_are_row_norms_and_biases_decide_what_is_zero(criterion, power):
     model = network()
     with torch.no_grad():
         model[1].weight[2] = model[1].bias[2] = 0.0  # whatever its filter, it says nothing
+        model[0].weight[5] = 0.0  # a constant, which batch norm makes of its bias
         model[3].weight[1] = 0.0  # zero weights, but a bias
         model[6].weight[4] = model[6].bias[4] = 0.0
     found = unit_scores(model, rows(model, {"1": "0"}, "8", ()).groups, {"1": "0"}, criterion)
@@ -56,13 +57,14 @@ def test_scores_fold_biases_and_batch_norms(criterion, power):
         tensor.detach().double().numpy()
         for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     )
-    scale = gamma / np.sqrt(var + norm.eps)
-    extended = np.concatenate([w.reshape(10, -1) * scale[:, None], (scale * (b - mean) + beta)[:, None]], axis=1)
-    np.testing.assert_allclose(found["0"].numpy(), np.linalg.norm(extended, ord=power, axis=1), rtol=1e-12, atol=1e-15)
-    assert found["0"][2] == 0
+    expected = np.linalg.norm(w.reshape(10, -1), ord=power, axis=1)
+    expected[2] = 0.0
+    expected[5] = abs(gamma[5] * (b[5] - mean[5]) / np.sqrt(var[5] + norm.eps) + beta[5])
+    np.testing.assert_allclose(found["0"].numpy(), expected, rtol=1e-12)
+    w, b = (tensor.detach().double().numpy() for tensor in (model[6].weight, model[6].bias))
+    np.testing.assert_allclose(found["6"].numpy(), np.linalg.norm(np.c_[w, b], ord=power, axis=1), rtol=1e-12)
     assert found["3"][1] == pytest.approx(abs(model[3].bias[1].item()))
-    assert found["6"][4] == 0
-    assert (found["6"] == 0).sum() == (found["3"] == 0).sum() + 1 == 1
+    assert (found["6"] == 0).nonzero().flatten().tolist() == [4]
 
 
 def test_rows_are_zeroed_with_their_biases_and_batch_norm():

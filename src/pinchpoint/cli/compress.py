@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pinchpoint.compress.prune import Allocation, Criterion, FineTune, Unit
     from pinchpoint.learn.data import AnyDataset
     from pinchpoint.learn.source import Source
-    from pinchpoint.records import Compressed, Pruning
-    from pinchpoint.workshop import Tuning
+    from pinchpoint.records import Compressed
+    from pinchpoint.workshop import Smaller, Tuning
 
 Data = Annotated[
     str | None, typer.Option(help="Data to judge and fine-tune on, e.g. cifar10.  [default: none]", show_default=False)
@@ -79,11 +79,12 @@ def prune(
     import torch
 
     from pinchpoint.compress import prune as cut
+    from pinchpoint.workshop import Smaller
 
     source = open_model(model, input_size)
     tuning, content, place = _prepare(source, data, epochs, learning_rate, threat, penalty, limit_train, seed, device)
 
-    def smaller(network: nn.Module, fine_tune: FineTune | None) -> tuple[nn.Module, Pruning | None]:
+    def smaller(network: nn.Module, fine_tune: FineTune | None) -> Smaller:
         pruned = cut.prune(
             network,
             ratio,
@@ -97,7 +98,7 @@ def prune(
             fine_tune=fine_tune,
             batch=batch,
         )
-        return pruned.model, pruned.report
+        return Smaller(pruned.model, pruned.report.left, pruned.report)
 
     how = {"ratio": ratio, "unit": unit, "allocation": allocation, "criterion": criterion, "steps": steps}
     with torch.random.fork_rng(devices=[]):
@@ -136,15 +137,22 @@ def factorize(
     multiplications stays as it is.
     """
     from pinchpoint.compress import factorize as cut
+    from pinchpoint.compress import plan
+    from pinchpoint.records import Skipped
+    from pinchpoint.workshop import Smaller
 
     source = open_model(model, input_size)
     tuning, content, place = _prepare(source, data, epochs, learning_rate, threat, penalty, limit_train, seed, device)
 
-    def smaller(network: nn.Module, fine_tune: FineTune | None) -> tuple[nn.Module, Pruning | None]:
-        low = cut(network, rank=rank, energy=energy, residual=residual, layers=layer or "*", include_head=include_head)
+    def smaller(network: nn.Module, fine_tune: FineTune | None) -> Smaller:
+        chosen = plan(
+            network, rank=rank, energy=energy, residual=residual, layers=layer or "*", include_head=include_head
+        )
+        low = cut(network, ranks=chosen.ranks)
         if fine_tune is not None:
             fine_tune(low, lambda model: None)
-        return low, None
+        kinds = {name: type(module).__name__ for name, module in network.named_modules()}
+        return Smaller(low, [Skipped(name=name, kind=kinds[name], reason=why) for name, why in chosen.left.items()])
 
     how = {"rank": rank, "energy": energy, "residual": residual, "include_head": include_head}
     _finish(source, smaller, how, tuning, content, samples, place, out_dir, as_json)
@@ -202,7 +210,7 @@ def _prepare(
 
 def _finish(
     source: Source,
-    smaller: Callable[[nn.Module, FineTune | None], tuple[nn.Module, Pruning | None]],
+    smaller: Callable[[nn.Module, FineTune | None], Smaller],
     how: dict[str, Any],
     tuning: Tuning | None,
     content: AnyDataset | None,

@@ -14,6 +14,8 @@ def compressed_parts(record: Compressed) -> Iterator[Table | str]:
     """Layers first where it was pruned, then sizes and accuracies side by side."""
     if record.pruning is not None:
         yield from _pruned(record.pruning)
+    for left in record.left:
+        yield f"left alone: {left.name} ({left.reason})"
     yield _sizes(record)
 
 
@@ -33,8 +35,6 @@ def _pruned(pruning: Pruning) -> Iterator[Table | str]:
         named = layer.name if len(layer.members) < 2 else f"{layer.name} (+{len(layer.members) - 1})"
         table.add_row(named, str(layer.kept), str(layer.units), f"{layer.residual:.4f}")
     yield table
-    for left in pruning.left:
-        yield f"left alone: {left.name} ({left.reason})"
 
 
 def _sizes(record: Compressed) -> Table:

@@ -71,7 +71,7 @@ def prune(
         allocation: how the removals are spread over layers, or over groups of coupled ones: the same share of each
             (``uniform``), one threshold over scores divided by their layer's mean, for entries over the bare magnitudes
             (``global``), or the same residual in each (``residual``).
-        criterion: norm by which rows and heads are ranked, biases and batch norms folded in.
+        criterion: norm by which rows and heads are ranked; see ``criteria``.
         q: of the residual ||theta - theta_k||_q / ||theta||_q of the scores.
         count: what the ratio is a share of.
         keep: layers to leave alone; patterns as in a shell, ``layer3.*``.
