@@ -441,7 +441,8 @@ class Trained(Record):
 
 
 class Compressed(Record):
-    """A model made smaller. Clean accuracies are of the source, of the model just before its last fine-tuning, and at last; None where no data were given. ``left`` has the layers that stayed as they were."""
+    """A model made smaller. Clean accuracies are of the source, of the model just before its last
+    fine-tuning, and at last; None where no data were given. ``left`` has the layers that stayed as they were."""
 
     source: str
     how: dict[str, Any]
