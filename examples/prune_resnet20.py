@@ -40,11 +40,11 @@ SPREAD = 10.0
 
 
 def tuning(data: Any, seed: int, spread: float, epochs: int) -> Tuning:
-    """Short fine-tuning: SGD from 0.01 along half a cosine, flips and crops."""
+    """Short fine-tuning: SGD from 0.05 along half a cosine, flips and crops."""
     train = TrainConfig(
         epochs=epochs,
         optimizer="sgd",
-        learning_rate=0.01,
+        learning_rate=0.05,
         weight_decay=5e-4,
         schedule="cosine",
         patience=None,
@@ -133,8 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/prune_resnet20"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=5000, help="images, 15 % of them for validation")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--train", type=int, default=20000, help="images, 15 % of them for validation")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int, default=256, help="test images attacked")
     parser.add_argument("--steps", type=int, default=15, help="of AutoPGD, for each objective")
     parser.add_argument("--threads", type=int, default=1)
