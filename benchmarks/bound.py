@@ -38,7 +38,7 @@ from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.compress import GroupLasso
 from pinchpoint.learn import DataConfig, TrainConfig, load, train
 from pinchpoint.learn.data import Dataset
-from pinchpoint.learn.train import loss_and_accuracy
+from pinchpoint.learn.validation import loss_and_accuracy
 from pinchpoint.records import Norm
 
 SIZES = (784, 256, 128, 10)

@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/prune_resnet20"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=20000, help="images, 15 % of them for validation")
+    parser.add_argument("--train", type=int, default=10000, help="images, 15 % of them for validation")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--samples", type=int, default=256, help="test images attacked")
     parser.add_argument("--steps", type=int, default=15, help="of AutoPGD, for each objective")

@@ -15,7 +15,7 @@ from pinchpoint.attack import Threat, pgd
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import robust_accuracy
 from pinchpoint.learn import ModelConfig, TrainConfig, build, train
-from pinchpoint.learn.train import loss_and_accuracy
+from pinchpoint.learn.validation import loss_and_accuracy
 
 
 def net(few, seed=0, **options):

@@ -13,7 +13,7 @@ from oracles.as_user import refused
 from pinchpoint.errors import DataError, ModelError
 from pinchpoint.learn import Dataset, ModelConfig, TrainConfig, build, train
 from pinchpoint.learn.augment import augment
-from pinchpoint.learn.train import validate
+from pinchpoint.learn.validation import validate
 
 
 def net(few, **options):

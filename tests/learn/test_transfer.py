@@ -17,8 +17,8 @@ from pinchpoint.learn import DataConfig, Dataset, ModelConfig, TrainConfig, buil
 from pinchpoint.learn.augment import AugmentConfig
 from pinchpoint.learn.models import CifarResNetConfig
 from pinchpoint.learn.source import open_model
-from pinchpoint.learn.train import loss_and_accuracy
 from pinchpoint.learn.transfer import feature_data, features, head_of, replace_head, transfer
+from pinchpoint.learn.validation import loss_and_accuracy
 from pinchpoint.learn.vision import import_torchvision
 
 
