@@ -108,6 +108,8 @@ def validate(kind: type[_Model], content: object, where: str) -> _Model:
             known = _keys_at(kind, problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             remedy = f"perhaps {close[0]} is meant" if close else f"known here: {', '.join(known) or 'none'}"
+            if (key := str(problem["loc"][-1]).partition(":"))[0] in known:  # {flip:true} is one long key to YAML
+                remedy = f"put a space after the colon, {key[0]}: {key[2]}"
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
         value = "nothing" if problem["type"] == "missing" else repr(problem["input"])
         if "field" in (context := problem.get("ctx", {})):  # one field decides what the others may be

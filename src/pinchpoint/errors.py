@@ -8,6 +8,8 @@ pinchpoint.errors.ThreatError: eps must be zero or more, but got -0.1; give the 
 
 from __future__ import annotations
 
+from typing import Any
+
 _LONGEST_VALUE = 200
 
 
@@ -27,7 +29,7 @@ class PinchpointError(ValueError):
         self.rule, self.value, self.remedy = rule, shown, remedy
         super().__init__(f"{rule}, but got {shown}; {remedy}.")
 
-    def __reduce__(self) -> tuple[type[PinchpointError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[PinchpointError], tuple[Any, ...]]:
         """Errors cross process borders whole."""
         return type(self), (self.rule, self.value, self.remedy)
 
@@ -42,6 +44,18 @@ class DataError(PinchpointError):
 
 class ModelError(PinchpointError):
     """A model or tensor that an operation cannot take."""
+
+
+class DivergedError(ModelError):
+    """A training whose loss stopped being finite; its model has the last good weights, those of ``epoch`` (0: the first)."""
+
+    def __init__(self, rule: str, value: object, remedy: str, epoch: int = 0) -> None:
+        super().__init__(rule, value, remedy)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple[type[PinchpointError], tuple[Any, ...]]:
+        """Errors cross process borders whole."""
+        return type(self), (self.rule, self.value, self.remedy, self.epoch)
 
 
 class CheckpointError(PinchpointError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
@@ -92,6 +93,10 @@ class Recipe(_Strict):
     train: TrainConfig = TrainConfig()
     device: str = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="part of what a run is: it changes rounding")
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the weights: everything but how image files are decoded."""
+        return self.model_dump(mode="json", exclude={"data": {"workers", "memory_gb"}})
 
     @field_validator("device")
     @classmethod
@@ -195,6 +200,7 @@ def continue_training(
         on_step=watch.step,
         on_epoch=watch.epoch,
         state=state,
+        belongs=json.dumps(recipe.identity(), sort_keys=True),
         engine=engine,
     )
 

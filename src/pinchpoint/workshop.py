@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +19,22 @@ from torch import nn
 
 import pinchpoint
 from pinchpoint.compress.prune import FineTune
-from pinchpoint.errors import CheckpointError, ConfigError, ModelError
+from pinchpoint.configfile import validate
+from pinchpoint.errors import CheckpointError, ConfigError, DivergedError, ModelError
 from pinchpoint.evaluate import accuracy
 from pinchpoint.evaluate.verdict import writable
-from pinchpoint.learn import load
+from pinchpoint.learn import build, load
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.data import AnyDataset
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.parallel import Alone, Engine, Together
 from pinchpoint.learn.source import Source
-from pinchpoint.recipe import Recipe, Watch, continue_training, make
+from pinchpoint.recipe import Recipe, Watch, continue_training
 from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
 
 _TRAINED, _COMPRESSED, _STATE = "training.json", "compression.json", "training.safetensors"
+_GOOD = "last_good"
+_OTHERS = ("model.safetensors", "config.json", _COMPRESSED)
 
 
 def produce(
@@ -53,7 +57,8 @@ def produce(
 
     Raises:
         ConfigError: where the folder holds another model.
-        PinchpointError: for whatever does not fit together, and where the loss stops being finite.
+        DivergedError: where the loss stops being finite; weights of a whole epoch are kept in ``folder/last_good``.
+        PinchpointError: for whatever does not fit together.
         StoreError: where the folder cannot be written.
     """
     known = _known(recipe, folder, seed)
@@ -62,14 +67,21 @@ def produce(
     torch.set_num_threads(recipe.threads)
     engine = _engine(recipe, devices, nodes)
     data = load(recipe.data)
-    with writable(folder):
-        model, training = make(recipe, data, seed=seed, engine=engine, state=folder / _STATE, watch=watch)
+    about = CheckpointConfig(
+        model=recipe.model, input_shape=data.input_shape, classes=data.classes, data=recipe.data.name
+    )
+    with _new(folder):
+        model = build(recipe.model, data.input_shape, data.classes, seed=seed).to(engine.device)
+        try:
+            training = continue_training(
+                model, recipe, data, seed=seed, engine=engine, state=folder / _STATE, watch=watch
+            )
+        except DivergedError as error:
+            if engine.rank > 0 or not error.epoch:
+                raise
+            raise _rescued(error, model, about, folder) from None
         if engine.rank > 0:
             return None, True
-        about = CheckpointConfig(
-            model=recipe.model, input_shape=data.input_shape, classes=data.classes, data=recipe.data.name
-        )
-        save(folder, model, about)
         record = Trained(
             recipe=recipe.model_dump(mode="json"),
             seed=seed,
@@ -77,9 +89,16 @@ def produce(
             machine=f"{machine()}, {engine.device.type}",
             training=training,
         )
+    with writable(folder):
+        save(folder, model, about)
         _write(folder / _TRAINED, record.model_dump_json(indent=1))
         (folder / _STATE).unlink(missing_ok=True)
     return training, True
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether the folder holds the state of a training that was interrupted."""
+    return (folder / _STATE).is_file()
 
 
 @dataclass(frozen=True)
@@ -146,12 +165,11 @@ def compress(
         raise ModelError(
             "a model made smaller is saved as a classifier's architecture", source.name, "choose a model with logits"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError("a new model goes into an empty folder", str(folder), "choose another with --out")
     device = device or torch.device("cpu")
     place = source.model.to(device)
     judge = functools.partial(_judge, data=data, samples=samples, device=device)
-    before = judge(place)
     left: list[float | None] = []
 
     def tune(model: nn.Module, after_step: Callable[[nn.Module], None] | None = None) -> None:
@@ -159,8 +177,10 @@ def compress(
         assert tuning is not None
         tuning(model, after_step)
 
-    made = make_smaller(place, tune if tuning is not None else None)
-    after = judge(made.model)
+    with _new(folder):
+        before = judge(place)
+        made = make_smaller(place, tune if tuning is not None else None)
+        after = judge(made.model)
     record = Compressed(
         source=source.name,
         how=how,
@@ -207,7 +227,11 @@ def machine() -> str:
 def _known(recipe: Recipe, folder: Path, seed: int) -> Trained | None:
     """The record of a finished training of this recipe in the folder."""
     path = folder / _TRAINED
+    rule = f"{folder} must be new or hold this recipe's model"
     if not path.is_file():
+        other = next((name for name in _OTHERS if (folder / name).exists()), None)
+        if other is not None and not (folder / _STATE).is_file():
+            raise ConfigError(rule, f"{other} of another model", "choose another with --out")
         return None
     try:
         record = Trained.model_validate_json(path.read_bytes())
@@ -215,11 +239,42 @@ def _known(recipe: Recipe, folder: Path, seed: int) -> Trained | None:
         raise CheckpointError(
             f"{path} must be the record of a training", str(error).splitlines()[0], "choose another folder"
         ) from None
-    if (record.recipe, record.seed) != (json.loads(recipe.model_dump_json()), seed):
-        raise ConfigError(
-            f"{folder} must be new or hold this recipe's model", "another recipe or seed", "choose another with --out"
-        )
+    if (_recipe_of(record, path).identity(), record.seed) != (recipe.identity(), seed):
+        raise ConfigError(rule, "another recipe or seed", "choose another with --out")
     return record
+
+
+def _recipe_of(record: Trained, path: Path) -> Recipe:
+    """The recipe of a record."""
+    return validate(Recipe, record.recipe, str(path))
+
+
+@contextmanager
+def _new(folder: Path) -> Iterator[None]:
+    """A folder that is there and takes files, before hours of work; taken away again where the work leaves it empty.
+
+    Raises:
+        StoreError: where it cannot be made or written in.
+    """
+    there = folder.is_dir()
+    with writable(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
+def _rescued(error: DivergedError, model: nn.Module, about: CheckpointConfig, folder: Path) -> DivergedError:
+    """The error, saying where the last good weights lie now. The state is of no more use: it leads to the same end."""
+    good = folder / _GOOD
+    with writable(good):
+        save(good, model, about)
+        (folder / _STATE).unlink(missing_ok=True)
+    return DivergedError(error.rule, error.value, f"{error.remedy} in {good}", error.epoch)
 
 
 def _engine(recipe: Recipe, devices: int, nodes: int) -> Engine:

@@ -126,6 +126,70 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(checkpoint, tmp_path, 
     assert not out.exists()
 
 
+@pytest.fixture(scope="module")
+def folder_of_images(tmp_path_factory):
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("images")
+    numbers = torch.Generator().manual_seed(0)
+    for name in ("cats", "dogs"):
+        (root / name).mkdir()
+        for number in range(8):
+            pixels = torch.randint(0, 256, (12, 10 + number, 3), generator=numbers, dtype=torch.uint8)
+            image.fromarray(pixels.numpy()).save(root / name / f"{number}.png")
+    return f"imagefolder:{root}"
+
+
+@pytest.fixture(scope="module")
+def takes_images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "images"
+    config = ModelConfig(hidden=(16, 16))
+    about = CheckpointConfig(model=config, input_shape=(3, 8, 8), classes=2)
+    save(folder, build(config, about.input_shape, about.classes), about)
+    return folder
+
+
+@pytest.mark.parametrize("command", [("prune", "--ratio", 0.5), ("factorize", "--rank", 4)])
+def test_image_files_are_cut_to_the_size_asked_for(takes_images, folder_of_images, tmp_path, command):
+    first, *options = command
+    data = ("--data", folder_of_images, "--image-size", 8, "--epochs", 1)
+    said = pinch(first, takes_images, *options, *data, "--out", tmp_path / "out", "--json")
+    assert said.status == 0, said.err
+    record = json.loads(said.out)
+    assert record["samples"] == 4
+    assert record["how"]["fine_tuning"]["data"]["image_size"] == 8
+    text = "an image size is for data, but got no --data; give --data, or --input-size for the model."
+    assert pinch(first, takes_images, *options, "--image-size", 8, "--out", tmp_path / "none").error == text
+
+
+def test_an_attack_on_image_files_of_the_size_asked_for(takes_images, folder_of_images):
+    options = ("--attack", "fgsm", "--curve", 0, "--no-checks")
+    said = pinch("attack", takes_images, "--data", folder_of_images, "--image-size", 8, *options, "--json")
+    assert said.status == 0, said.err
+    assert json.loads(said.out)["samples"] == 4
+    assert "3x9x9" in pinch("attack", takes_images, "--data", folder_of_images, "--image-size", 9, *options).error
+    text = "data.image_size and data.resize are for imagefolder, imagenet, huggingface, but got digits; leave them out."
+    assert pinch("attack", takes_images, "--data", "digits", "--image-size", 9).error == text
+
+
+def test_an_interruption_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pinchpoint.recipe.train", interrupted)
+    options = ("--ratio", 0.5, "--data", "digits", "--epochs", 1)
+    said = pinch("prune", checkpoint, *options, "--out", tmp_path / "pruned")
+    assert (said.status, said.err.strip()) == (130, "Interrupted. Nothing is kept.")
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_every_name_of_data_is_in_the_help():
+    from pinchpoint.cli.options import DATA_NAMES
+    from pinchpoint.learn.data import FILE_KINDS, NPZ_NAMES
+
+    names = ("digits", *NPZ_NAMES, "npz:PATH", *(f"{kind}:PATH" for kind in FILE_KINDS), "torchvision:NAME")
+    assert all(name in DATA_NAMES for name in names)
+
+
 def test_a_folder_in_use_is_left_alone(checkpoint, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     text = f"a new model goes into an empty folder, but got {tmp_path}; choose another with --out."

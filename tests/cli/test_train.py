@@ -77,6 +77,10 @@ def test_a_second_call_trains_nothing_and_another_recipe_is_refused(recipe, tmp_
             ("model.name=cifar_resnet", "model.dept=20"),
             "recipe.yaml: every key must be known, but got model.dept; perhaps depth is meant.",
         ),
+        (
+            ("model={bias:true}",),
+            "recipe.yaml: every key must be known, but got model.bias:true; put a space after the colon, bias: true.",
+        ),
         (("epochs",), "an override is written key=value, but got epochs; write for example train.epochs=5."),
         (("train.epochs=[",), "the value of train.epochs must be YAML, but got [; put it in quotes."),
         (
@@ -107,8 +111,84 @@ def test_mistakes_are_one_sentence_and_leave_nothing_half_done(recipe, tmp_path,
         path = recipe(model={})
     error = pinch("train", path, *arguments, "--out", out).error.replace(f"{path.parent}/", "")
     assert error.startswith(text)
-    assert not (out / "model.safetensors").exists()
-    assert not (out / "training.json").exists()
+    assert not out.exists()
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Ctrl-C after so many steps; the state is saved after each."""
+
+    def after(steps, save_seconds=0.0):
+        def told(epoch, done, of):
+            if 3 * (epoch - 1) + done == steps:
+                raise KeyboardInterrupt
+
+        def cut(*arguments, on_step, **options):
+            return train(*arguments, on_step=told, save_seconds=save_seconds, **options)
+
+        monkeypatch.setattr("pinchpoint.recipe.train", cut)
+
+    yield after
+    monkeypatch.undo()
+
+
+def test_an_interruption_says_what_is_kept(recipe, tmp_path, stop, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pinch("train", recipe(), "--out", whole)
+    stop(2, save_seconds=60)
+    said = pinch("train", recipe(), "--out", cut)
+    assert (said.status, said.err.strip()) == (130, "Interrupted. Nothing is kept yet.")
+    assert not cut.exists()
+    stop(5)
+    said = pinch("train", recipe(), "--out", cut)
+    assert (said.status, said.err.strip()) == (130, "Interrupted. The same command goes on from the last minute.")
+    monkeypatch.undo()
+    for other in ("penalty.group_lasso=0.01", "adversarial.eps=0.1", "frobenius_ball=3"):  # not only train.*
+        text = f"the training state {cut / 'training.safetensors'} must belong to the same configuration"
+        assert pinch("train", recipe(), other, "--out", cut).error.startswith(text)
+    assert pinch("train", recipe(), "data.workers=0", "data.memory_gb=1", "--out", cut).status == 0
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert pinch("train", recipe(), "data.workers=5", "--out", cut).out.startswith("already trained")
+
+
+def test_a_loss_that_diverges_leaves_the_last_good_model(recipe, tmp_path, monkeypatch):
+    from pinchpoint.learn import loop
+
+    seen, own = [], loop.validate
+
+    def third_is_nan(*arguments):
+        seen.append(own(*arguments))
+        return seen[-1] if len(seen) < 3 else (float("nan"), 0.0)
+
+    out, two = tmp_path / "model", tmp_path / "two"
+    monkeypatch.setattr(loop, "validate", third_is_nan)
+    error = pinch("train", recipe(), "--out", out).error
+    assert error.startswith("the loss must stay finite, but got a validation loss of nan after epoch 3; ")
+    assert error.endswith(f"; the weights of epoch 2 are kept in {out / 'last_good'}.")
+    monkeypatch.undo()
+    pinch("train", recipe(), "train.epochs=2", "train.schedule=constant", "--out", two)
+    assert [path.name for path in out.iterdir()] == ["last_good"]
+    good = load_checkpoint(out / "last_good")[0].state_dict()
+    assert all(value.isfinite().all() for value in good.values())
+    assert pinch("train", recipe(), "train.learning_rate=0.001", "--out", out).status == 0
+
+
+def test_a_folder_that_is_not_its_own_is_left_alone(recipe, tmp_path):
+    pinch("train", recipe(), "--out", tmp_path / "model")
+    pinch("prune", tmp_path / "model", "--ratio", 0.5, "--out", tmp_path / "pruned")
+    before = (tmp_path / "pruned" / "model.safetensors").read_bytes()
+    text = f"{tmp_path / 'pruned'} must be new or hold this recipe's model, but got model.safetensors of another model"
+    assert pinch("train", recipe(), "--out", tmp_path / "pruned").error.startswith(text)
+    assert (tmp_path / "pruned" / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(recipe, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pinchpoint.recipe.train", None)
+    for command in (("train", recipe()), ("train", recipe(), "train.epochs=3")):
+        text = f"{tmp_path / 'file'} must be writable, but got File exists; name another folder or free some space."
+        assert pinch(*command, "--out", tmp_path / "file").error == text
 
 
 def live(path, out):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pinchpoint.cli.options import InputSize, Json, Model, err, open_model, show
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, InputSize, Json, Model, err, open_model, show
+from pinchpoint.cli.progress import epochs as watched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
     from pinchpoint.records import Compressed
     from pinchpoint.workshop import Smaller, Tuning
 
-Data = Annotated[
-    str | None, typer.Option(help="Data to judge and fine-tune on, e.g. cifar10.  [default: none]", show_default=False)
-]
+Data = Annotated[str | None, typer.Option(help=f"Data to judge and fine-tune on: {DATA_NAMES}.", show_default=False)]
 Epochs = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after each step.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of fine-tuning (SGD with momentum, half a cosine).")]
 Adversary = Annotated[
@@ -65,6 +65,7 @@ def prune(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    image_size: ImageSize = None,
     out_dir: Out = Path("runs/pruned"),
     as_json: Json = False,
 ) -> None:
@@ -82,7 +83,9 @@ def prune(
     from pinchpoint.workshop import Smaller
 
     source = open_model(model, input_size)
-    tuning, content, place = _prepare(source, data, epochs, learning_rate, threat, penalty, limit_train, seed, device)
+    tuning, content, place = _prepare(
+        source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
+    )
 
     def smaller(network: nn.Module, fine_tune: FineTune | None) -> Smaller:
         pruned = cut.prune(
@@ -128,6 +131,7 @@ def factorize(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    image_size: ImageSize = None,
     out_dir: Out = Path("runs/factorized"),
     as_json: Json = False,
 ) -> None:
@@ -142,7 +146,9 @@ def factorize(
     from pinchpoint.workshop import Smaller
 
     source = open_model(model, input_size)
-    tuning, content, place = _prepare(source, data, epochs, learning_rate, threat, penalty, limit_train, seed, device)
+    tuning, content, place = _prepare(
+        source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
+    )
 
     def smaller(network: nn.Module, fine_tune: FineTune | None) -> Smaller:
         chosen = plan(
@@ -166,6 +172,7 @@ def _prepare(
     threat: str | None,
     penalty: list[str] | None,
     limit_train: int | None,
+    image_size: int | None,
     seed: int,
     device: str,
 ) -> tuple[Tuning | None, AnyDataset | None, Any]:
@@ -184,14 +191,16 @@ def _prepare(
         raise ConfigError("fine-tuning needs data", "none", "give --data, or --epochs 0")
     if not epochs and (threat or penalty):
         raise ConfigError("a threat or penalty is for fine-tuning", "--epochs 0", "give --epochs, for example 3")
+    if data is None and image_size is not None:
+        raise ConfigError("an image size is for data", "no --data", "give --data, or --input-size for the model")
     if data is None:
         return None, None, place
-    content = load(DataConfig(name=data, limit_train=limit_train))
+    content = load(DataConfig(name=data, limit_train=limit_train, image_size=image_size))
     fitting(source, content)
     if not epochs:
         return None, content, place
     asked: dict[str, Any] = {
-        "data": {"name": data, "limit_train": limit_train},
+        "data": {"name": data, "limit_train": limit_train, "image_size": image_size},
         "train": {
             "epochs": epochs,
             "optimizer": "sgd",
@@ -223,10 +232,17 @@ def _finish(
     from pinchpoint.workshop import compress
 
     asked = how if tuning is None else {**how, "fine_tuning": tuning.recipe.model_dump(mode="json")}
-    with err.status("making it smaller"):
-        record: Compressed = compress(
-            source, smaller, folder, how=asked, data=content, samples=samples, tuning=tuning, device=place
-        )
+    try:
+        with watched(
+            0 if tuning is None else tuning.recipe.train.epochs, "making it smaller", "fine-tuning, "
+        ) as watch:
+            tuning = tuning and replace(tuning, watch=watch)
+            record: Compressed = compress(
+                source, smaller, folder, how=asked, data=content, samples=samples, tuning=tuning, device=place
+            )
+    except KeyboardInterrupt:
+        err.print("Interrupted. Nothing is kept.", soft_wrap=True)
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(record.model_dump_json())
         return

@@ -29,18 +29,27 @@ Model = Annotated[
 InputSize = Annotated[
     str | None, typer.Option(help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own.")
 ]
+DATA_NAMES = (
+    "digits, mnist, cifar10, cifar100, npz:PATH, imagefolder:PATH, imagenet:PATH, huggingface:PATH or torchvision:NAME"
+)
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Of data in image files: resized, and cut to the middle square of this side.", show_default=False
+    ),
+]
 File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
 
 out = Console(markup=False, emoji=False, highlight=False)  # labels and paths are shown as they are
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
-def open_with(model: str, data: str, samples: int) -> tuple[Source, AnyDataset]:
+def open_with(model: str, data: str, samples: int, image_size: int | None = None) -> tuple[Source, AnyDataset]:
     """Model and data that fit each other; what was assumed is told on stderr."""
     from pinchpoint.learn import source as sources
     from pinchpoint.learn.data import DataConfig, load
 
-    content = load(DataConfig(name=data))
+    content = load(DataConfig(name=data, image_size=image_size))
     source = sources.fitting(sources.open_model(model, content.input_shape), content)
     whole = len(content.test)
     left = (

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pinchpoint.cli.options import Json, err
-
-if TYPE_CHECKING:
-    from pinchpoint.recipe import Watch
-    from pinchpoint.records import EpochRecord
+from pinchpoint.cli.progress import epochs
 
 
 def train(
@@ -37,19 +31,20 @@ def train(
     """Train one model, as a recipe says: data, network, penalties, constraints, adversary, schedule.
 
     The folder gets a checkpoint, which every other command takes as MODEL, and
-    training.json. What was interrupted, even by a kill, goes on from there and
-    ends at the same weights. A study trains many models: [bold]pinchpoint study[/bold].
+    training.json. The state is saved every minute: what was interrupted, even by
+    a kill, goes on from there and ends at the same weights. A study trains many models: [bold]pinchpoint study[/bold].
     """
     from pinchpoint.configfile import assignments
     from pinchpoint.recipe import read_recipe
-    from pinchpoint.workshop import produce
+    from pinchpoint.workshop import produce, unfinished
 
     wanted = read_recipe(recipe, assignments(overrides or []))
     try:
-        with _epochs(wanted.train.epochs) as watch:
+        with epochs(wanted.train.epochs) as watch:
             training, trained = produce(wanted, out_dir, seed=seed, devices=devices, nodes=nodes, watch=watch)
     except KeyboardInterrupt:
-        err.print(f"Interrupted: what is in {out_dir} is kept. The same command goes on from there.", soft_wrap=True)
+        kept = "The same command goes on from the last minute." if unfinished(out_dir) else "Nothing is kept yet."
+        err.print(f"Interrupted. {kept}", soft_wrap=True)
         raise typer.Exit(130) from None
     if training is None:  # another process than the first
         return
@@ -61,28 +56,3 @@ def train(
         typer.echo(f"stopped early: {training.stopped}")
     typer.echo(f"validation accuracy {training.validation_accuracy:.1%}, loss {training.validation_loss:.4g}")
     typer.echo(f"checkpoint: {out_dir}")
-
-
-@contextmanager
-def _epochs(epochs: int) -> Iterator[Watch]:
-    """A bar over the steps of the epoch in hand, and what the last one came to."""
-    from pinchpoint.recipe import Watch
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[last]}", markup=False),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
-        bar = progress.add_task("starting", total=None, last="")
-
-        def step(epoch: int, done: int, of: int) -> None:
-            progress.update(bar, description=f"epoch {epoch} of {epochs}", completed=done, total=of)
-
-        def epoch(record: EpochRecord) -> None:
-            loss, accuracy = record.validation_loss, record.validation_accuracy
-            progress.update(bar, last=f"validation loss {loss:.4g}, accuracy {accuracy:.1%}")
-
-        yield Watch(step, epoch)

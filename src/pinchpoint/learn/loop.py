@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pinchpoint.errors import ModelError
+from pinchpoint.errors import DivergedError
 from pinchpoint.learn.augment import augment
 from pinchpoint.learn.noise import add_noise
 from pinchpoint.learn.parallel import Engine
@@ -238,16 +238,17 @@ class Loop:
         elif progress.epoch - progress.best_epoch >= config.patience:
             progress.stopped = f"no lower validation loss for {config.patience} epochs"
 
-    def _broken(self, seen: str) -> ModelError:
+    def _broken(self, seen: str) -> DivergedError:
         """The error of a loss that is no longer finite, after the last good weights are back."""
         gradient, best = _gradients(self.session.model), self.session.progress.best_epoch
         kept = f"the weights of epoch {best}" if best else "the initial weights"
         self.session.model.load_state_dict(self.session.kept)
         self.session.model.eval()
-        return ModelError(
+        return DivergedError(
             "the loss must stay finite",
             f"{seen}; {gradient}",
             f"lower train.learning_rate or set train.clip_norm; {kept} are kept",
+            best,
         )
 
     def _due(self) -> bool:

@@ -37,6 +37,7 @@ def train(
     on_epoch: Callable[[EpochRecord], object] | None = None,
     state: Path | None = None,
     save_seconds: float = 60.0,
+    belongs: str = "",
     engine: Engine | None = None,
 ) -> Training:
     """Train in place, on the model's device. With patience, the weights of the lowest validation loss are put back.
@@ -50,13 +51,14 @@ def train(
         state: a file that the state of the training is kept in. Where it is there already, training goes on from it and
             ends at the weights of an undisturbed one, bit for bit on the same machine and threads.
         save_seconds: how often; 0 is after every step.
+        belongs: what else ``state`` belongs to, as text: penalty and attack, which are only callables here.
         engine: several processes (``pinchpoint.learn.parallel.Together``); this one alone where None.
 
     Returns:
         A ``Training`` record. ``stopped`` says why it ended early.
 
     Raises:
-        ModelError: where the loss stops being finite; the last good weights are put back first.
+        DivergedError: where the loss stops being finite; the last good weights are put back first.
         DataError: where there is nothing to train on.
         CheckpointError: where ``state`` is damaged or belongs to another training.
         StoreError: where ``state`` cannot be written.
@@ -71,7 +73,8 @@ def train(
     _refuse(model, data, config, hooks)
     engine = engine or Alone(next(model.parameters()).device)
     session = _session(model, config, seed, hooks)
-    loop = Loop(session, data, config, hooks, engine, state, save_seconds, _recipe(model, data, config, seed, engine))
+    recipe = _recipe(model, data, config, seed, engine, belongs)
+    loop = Loop(session, data, config, hooks, engine, state, save_seconds, recipe)
     with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
         torch.manual_seed(seed + engine.rank)
         if state is not None and state.is_file():
@@ -122,9 +125,9 @@ def _refuse(model: nn.Module, data: Trainable, config: TrainConfig, hooks: Hooks
         raise ModelError(rule, "none", "give adversarial training a threat")
 
 
-def _recipe(model: nn.Module, data: Trainable, config: TrainConfig, seed: int, engine: Engine) -> str:
+def _recipe(model: nn.Module, data: Trainable, config: TrainConfig, seed: int, engine: Engine, belongs: str) -> str:
     """A hash of what a training state belongs to."""
     labels = hashlib.sha256(data.train.labels.numpy().tobytes() + data.validation.labels.numpy().tobytes())
     shapes = {name: (tuple(value.shape), value.requires_grad) for name, value in model.named_parameters()}
-    content = [config.model_dump(mode="json"), seed, engine.processes, labels.hexdigest(), shapes]
+    content = [config.model_dump(mode="json"), seed, engine.processes, labels.hexdigest(), shapes, belongs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -44,7 +44,7 @@ class Cell(Recipe):
 
     def id(self, seed: int) -> str:
         """A hash of the configuration, the seed and the schema: the same work has the same id."""
-        content = {"schema": SCHEMA_VERSION, "cell": self.model_dump(mode="json"), "seed": seed}
+        content = {"schema": SCHEMA_VERSION, "cell": self.identity(), "seed": seed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
