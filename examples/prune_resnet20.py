@@ -133,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/prune_resnet20"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     parser.add_argument("--train", type=int, default=8000, help="images, 15 % of them for validation")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=200, help="test images attacked")
@@ -151,7 +152,7 @@ def main() -> None:
     plan += [
         (ratio, allocation, spread, seed)
         for seed, ratio, allocation, spread in itertools.product(
-            chosen.seeds, (0.3, 0.5, 0.7), ALLOCATIONS, (0.0, SPREAD)
+            chosen.seeds, chosen.ratios, ALLOCATIONS, (0.0, SPREAD)
         )
     ]
     for number, (ratio, allocation, spread, seed) in enumerate(plan, start=1):

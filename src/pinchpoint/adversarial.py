@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, cross_entropy, pgd
@@ -35,6 +37,15 @@ class AdversarialConfig(BaseModel):
     steps: int = Field(default=10, ge=1, description="pgd only")
     step_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     check_samples: int = Field(default=256, ge=0, description="fast only: validation samples of the check; 0: none")
+
+    @field_validator("eps", "step_size", mode="before")
+    @classmethod
+    def _fraction(cls, value: object) -> object:
+        """8/255, as on the command line, is text in YAML."""
+        if isinstance(value, str):
+            with suppress(ValueError, ZeroDivisionError, OverflowError):
+                return float(Fraction(value.replace(" ", "")))
+        return value
 
     @model_validator(mode="after")
     def _makes_sense(self) -> AdversarialConfig:

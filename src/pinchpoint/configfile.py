@@ -111,7 +111,7 @@ def validate(kind: type[_Model], content: object, where: str) -> _Model:
             if (key := str(problem["loc"][-1]).partition(":"))[0] in known:  # {flip:true} is one long key to YAML
                 remedy = f"put a space after the colon, {key[0]}: {key[2]}"
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
-        value = "nothing" if problem["type"] == "missing" else repr(problem["input"])
+        value = "nothing" if problem["type"] == "missing" or problem["input"] is None else repr(problem["input"])
         if "field" in (context := problem.get("ctx", {})):  # one field decides what the others may be
             place, value = f"{place}.{context['field']}", repr(problem["input"].get(context["field"]))
         raise ConfigError(
@@ -132,7 +132,7 @@ def _remedy(problem: ErrorDetails) -> str:
     for key, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
         if key in limits:
             return f"use {words} {limits[key]:g}"
-    return "add it" if problem["type"] == "missing" else "correct it in the file"
+    return "add it" if problem["type"] == "missing" else "correct it"
 
 
 _PLAIN = {

@@ -281,6 +281,11 @@ def _engine(recipe: Recipe, devices: int, nodes: int) -> Engine:
     if devices * nodes == 1:
         return Alone(device_of(recipe.device))
     kind = device_of(recipe.device).type
+    cores = os.cpu_count() or 1
+    if kind == "cpu" and devices > cores:
+        raise ConfigError(
+            f"processes may be at most as many as cores, {cores}", devices, "ask for fewer with --devices"
+        )
     return Together(devices, accelerator=kind, nodes=nodes)
 
 

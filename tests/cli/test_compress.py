@@ -178,7 +178,8 @@ def test_an_interruption_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("pinchpoint.recipe.train", interrupted)
     options = ("--ratio", 0.5, "--data", "digits", "--epochs", 1)
     said = pinch("prune", checkpoint, *options, "--out", tmp_path / "pruned")
-    assert (said.status, said.err.strip()) == (130, "Interrupted. Nothing is kept.")
+    assert said.status == 130
+    assert said.err.endswith("Interrupted. Nothing is kept.\n")
     assert not (tmp_path / "pruned").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
+import os
 import time
 
 import pytest
@@ -13,9 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from oracles.console import pinch
+from pinchpoint.errors import ConfigError
 from pinchpoint.learn import build, load, train
 from pinchpoint.learn.checkpoint import load as load_checkpoint
-from pinchpoint.recipe import Recipe
+from pinchpoint.recipe import Recipe, read_recipe
 
 RECIPE = {
     "data": {"name": "digits", "limit_train": 300},
@@ -39,7 +41,7 @@ def recipe(tmp_path):
 def test_the_checkpoint_is_what_training_in_python_gives(recipe, tmp_path):
     out = tmp_path / "model"
     said = pinch("train", recipe(), "--seed", 3, "--out", out, "--json")
-    assert (said.status, said.err.strip()) == (0, "")
+    assert said.status == 0, said.err
     record = json.loads(said.out)
     wanted = Recipe.model_validate(RECIPE)
     data = load(wanted.data)
@@ -100,6 +102,10 @@ def test_a_second_call_trains_nothing_and_another_recipe_is_refused(recipe, tmp_
             "the loss must stay finite, but got a training loss of nan at step 2 (epoch 1); the gradient of the step before",
         ),
         (
+            ("--devices", "100000"),
+            f"processes may be at most as many as cores, {os.cpu_count()}, but got 100000; ask for fewer with --devices.",
+        ),
+        (
             ("train.augment.flip=true", "data.name=nothing"),
             "a data set must be known by name, but got nothing; use digits",
         ),
@@ -112,6 +118,15 @@ def test_mistakes_are_one_sentence_and_leave_nothing_half_done(recipe, tmp_path,
     error = pinch("train", path, *arguments, "--out", out).error.replace(f"{path.parent}/", "")
     assert error.startswith(text)
     assert not out.exists()
+
+
+def test_a_budget_may_be_a_fraction(recipe):
+    wanted = read_recipe(recipe(), {"adversarial.eps": "8/255", "adversarial.step_size": "2 / 255"})
+    assert (wanted.adversarial.eps, wanted.adversarial.step_size) == (8 / 255, 2 / 255)
+    with pytest.raises(
+        ConfigError, match=r"adversarial\.eps: Input should be a valid number.* got '8/0'; correct it\."
+    ):
+        read_recipe(recipe(), {"adversarial.eps": "8/0"})
 
 
 @pytest.fixture
@@ -137,11 +152,13 @@ def test_an_interruption_says_what_is_kept(recipe, tmp_path, stop, monkeypatch):
     pinch("train", recipe(), "--out", whole)
     stop(2, save_seconds=60)
     said = pinch("train", recipe(), "--out", cut)
-    assert (said.status, said.err.strip()) == (130, "Interrupted. Nothing is kept yet.")
+    assert said.status == 130
+    assert said.err.endswith("Interrupted. Nothing is kept yet.\n")
     assert not cut.exists()
     stop(5)
     said = pinch("train", recipe(), "--out", cut)
-    assert (said.status, said.err.strip()) == (130, "Interrupted. The same command goes on from the last minute.")
+    assert said.status == 130
+    assert said.err.endswith("Interrupted. The same command goes on from the last minute.\n")
     monkeypatch.undo()
     for other in ("penalty.group_lasso=0.01", "adversarial.eps=0.1", "frobenius_ball=3"):  # not only train.*
         text = f"the training state {cut / 'training.safetensors'} must belong to the same configuration"

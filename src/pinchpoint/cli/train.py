@@ -25,7 +25,13 @@ def train(
     devices: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that share each batch (Lightning Fabric).")
     ] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines that share each batch.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Machines that share each batch: the same command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK.",
+        ),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train one model, as a recipe says: data, network, penalties, constraints, adversary, schedule.
