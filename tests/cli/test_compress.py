@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -70,6 +71,8 @@ def test_masks_leave_the_shapes(checkpoint, tmp_path):
     out = tmp_path / "masked"
     said = pinch("prune", checkpoint, "--ratio", 0.5, "--unit", "entries", "--out", out)
     assert "entries set to zero" in said.out
+    before = 48 * 64 + 48 * 48 + 480
+    assert re.search(rf"not set to zero +{before:,} +{before - before // 2:,}", said.out)
     model = load(out)[0]
     assert model[1].weight.shape == (48, 64)
     assert int((model[1].weight == 0).sum()) + int((model[3].weight == 0).sum()) >= (48 * 64 + 48 * 48) // 2 - 1

@@ -51,6 +51,8 @@ def _sizes(record: Compressed) -> Table:
 
     row("parameters", f"{record.parameters_before:,}", f"{record.parameters_after:,}")
     if record.pruning is not None:
+        if not record.pruning.removed:
+            row("not set to zero", f"{record.pruning.parameters_before:,}", f"{record.pruning.parameters_after:,}")
         row("operations", f"{record.pruning.flops_before:,}", f"{record.pruning.flops_after:,}")
         if record.pruning.seconds_before is not None and record.pruning.seconds_after is not None:
             before, after = record.pruning.seconds_before, record.pruning.seconds_after
