@@ -1,0 +1,24 @@
+"""What all records share: plain typed values, no torch, no computing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 2
+"""Raised when a field changes its meaning; part of every run's id."""
+
+
+Norm = Literal["linf", "l2"]
+"""The two norms of the paper. One spelling everywhere."""
+
+
+ThreatNorm = Literal["linf", "l2", "l1"]
+"""The norms an attack can be held to; bounds and audits know the paper's two."""
+
+
+class Record(BaseModel):
+    """Base of all records: unknown keys are refused, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
