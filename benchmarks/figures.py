@@ -175,8 +175,54 @@ def growth(rows: Sequence[Mapping[str, float]], title: str) -> str:
     return picture(title, "Seconds against width", height, parts)
 
 
+def curves(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], title: str) -> str:
+    """Accuracy against the budget, a panel a norm, a line a model; upright strokes span the seeds.
+
+    Args:
+        found: by norm and model, rows of budget, mean, smallest and largest accuracy in per cent.
+        title: above the panels.
+    """
+    height, bottom, top = 400.0, 340.0, 96.0
+    models = list(next(iter(found.values())))
+    most = max(row[3] for lines in found.values() for rows in lines.values() for row in rows)
+    highest = math.ceil(most / 10) * 10
+    parts = [text(20, 30, title, "title")]
+    place = 20.0
+    for model, tone in zip(models, SERIES, strict=False):
+        parts += [
+            f'<circle class="mark {tone}" cx="{place + 5:.1f}" cy="52" r="5"/>',
+            text(place + 16, 57, model, "name"),
+        ]
+        place += 34 + 7.5 * len(model)
+    width = (WIDTH - 60 - 40 * len(found)) / len(found)
+    for panel, (norm, lines) in enumerate(found.items()):
+        left = 60 + panel * (width + 50)
+        budgets = [row[0] for row in next(iter(lines.values()))]
+        sign = norm.replace("linf", "l∞").replace("l2", "l₂")
+        parts.append(text(left, top - 12, f"accuracy (%) against the {sign} budget", "soft"))
+        for tick in range(0, highest + 1, 10):
+            y = bottom - (bottom - top) * tick / highest
+            parts += [line(left, y, left + width, y), text(left - 8, y + 4, str(tick), "soft", "end")]
+        for budget in budgets:
+            shown = f"{255 * budget:.0f}/255" if norm == "linf" and budget else f"{budget:g}"
+            parts.append(text(left + width * budget / budgets[-1], bottom + 18, shown, "soft", "middle"))
+        for model, tone in zip(models, SERIES, strict=False):
+            points = []
+            for budget, mean, low, high in lines[model]:
+                x = left + width * budget / budgets[-1]
+                y, y_low, y_high = (bottom - (bottom - top) * value / highest for value in (mean, low, high))
+                points.append((x, y))
+                parts.append(f'<path class="line {tone}" d="M {x:.1f} {y_low:.1f} V {y_high:.1f}"/>')
+                parts.append(f'<circle class="mark {tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
+            parts.append(f'<polyline class="line {tone}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
+    parts.append(text(20, height - 12, "Means over seeds; upright strokes from the smallest to the largest.", "soft"))
+    return picture(title, "Accuracy against the budget of the attack, by model", height, parts)
+
+
 def figures(results: Mapping[str, Any]) -> dict[str, str]:
     """The figures that one benchmark's results allow, by file name."""
+    if "curves" in results:
+        return {f"{results['study']}.svg": curves(results["curves"], results["title"])}
     if "bracket" in results:
         return {
             "bracket.svg": bracket(
