@@ -4,8 +4,6 @@ A third argument names a JSON file for the curves, which ``python -m benchmarks.
 
     pinchpoint study run src/pinchpoint/study/paper/cifar_fcn.yaml --out runs/cifar_fcn
     python examples/accuracy_table.py src/pinchpoint/study/paper/cifar_fcn.yaml runs/cifar_fcn
-
-A third argument names a JSON file for the curves, which ``python -m benchmarks.figures`` draws.
 """
 
 from __future__ import annotations
