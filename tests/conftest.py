@@ -28,7 +28,10 @@ install_import_hook([f"pinchpoint.{room}" for room in _ROOMS], f"{shapes.__name_
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Shapes are checked where the rooms themselves are tested: checking takes most of the time of a whole study."""
+    """Every test begins with the same random numbers, whatever ran before it in its process. And shapes are checked where the
+    rooms themselves are tested: checking takes most of the time of a whole study.
+    """
+    torch.manual_seed(0)
     here = Path(__file__).parent
     room = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else item.path.parent.name
     config.update("jaxtyping_disable", room not in (*_ROOMS, *(f"test_{name}.py" for name in _ROOMS)))
