@@ -28,8 +28,9 @@ install_import_hook([f"pinchpoint.{room}" for room in _ROOMS], f"{shapes.__name_
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Every test begins with the same random numbers, whatever ran before it in its process. And shapes are checked where the
-    rooms themselves are tested: checking takes most of the time of a whole study.
+    """Every test begins with the same random numbers, whatever ran before it in its process.
+
+    Shapes are checked where the rooms themselves are tested: checking takes most of the time of a whole study.
     """
     torch.manual_seed(0)
     here = Path(__file__).parent
