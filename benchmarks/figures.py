@@ -6,14 +6,15 @@ Plain SVG, text as text, with colours for light and dark pages.
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTH = 760
+from pinchpoint.report import svg
+from pinchpoint.report.svg import SERIES, WIDTH, line, picture, text
+
 LEFT, RIGHT = 180, 30
 LOWER = ("sampled", "ascent")
 NAMES = {
@@ -27,46 +28,6 @@ NAMES = {
     "structure": "structure × scale",
 }
 DATA = {"mnist": "MNIST"}
-SERIES = ("a", "b", "c", "d", "e", "f")
-STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-  .title { font-weight: 600; font-size: 15px; } .soft { fill: var(--soft); font-size: 12px; }
-  .grid { stroke: var(--grid); stroke-width: 1; } .span { fill: var(--grid); }
-  .upper, .a { --tone: var(--blue); } .lower, .b { --tone: var(--orange); }
-  .c { --tone: var(--green); } .d { --tone: var(--pink); } .e { --tone: var(--brown); } .f { --tone: var(--violet); }
-  .mark { fill: var(--tone); } .line { fill: none; stroke: var(--tone); stroke-width: 2; } text.name { fill: var(--tone); }
-  svg { --page: #fff; --ink: #2b313a; --soft: #626b78; --grid: #dfe3e9; --blue: #0072b2; --orange: #c04e00;
-        --green: #00795a; --pink: #a8477f; --brown: #7a6000; --violet: #5b5fc7; }
-  @media (prefers-color-scheme: dark) {
-    svg { --page: #14181f; --ink: #d7dde5; --soft: #98a3b3; --grid: #333c49; --blue: #56b4f5; --orange: #ff8f45;
-          --green: #34cfa0; --pink: #f0a0cd; --brown: #e3c04a; --violet: #a5a8ff; } }
-"""
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    """A line of text.
-
-    >>> text(1, 2, "a < b")
-    '<text x="1.0" y="2.0" class="" text-anchor="start">a &lt; b</text>'
-    """
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{html.escape(words)}</text>'
-
-
-def line(x: float, y: float, to_x: float, to_y: float) -> str:
-    return f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}"/>'
-
-
-def picture(title: str, label: str, height: float, parts: Sequence[str]) -> str:
-    """A whole SVG file."""
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img">',
-            f"<title>{html.escape(title)}</title><desc>{html.escape(label)}</desc><style>{STYLE}</style>",
-            f'<rect width="{WIDTH}" height="{height:.0f}" style="fill: var(--page)"/>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
 
 
 def number(value: float) -> str:
@@ -182,41 +143,22 @@ def curves(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], title: 
         found: by norm and model, rows of budget, mean, smallest and largest accuracy in per cent.
         title: above the panels.
     """
-    height, bottom, top = 400.0, 340.0, 96.0
-    models = list(next(iter(found.values())))
+    top, tall = 96.0, 244.0
+    tones = dict(zip(next(iter(found.values())), SERIES, strict=False))
     most = max(row[3] for lines in found.values() for rows in lines.values() for row in rows)
-    highest = math.ceil(most / 10) * 10
-    parts = [text(20, 30, title, "title")]
-    place = 20.0
-    for model, tone in zip(models, SERIES, strict=False):
-        parts += [
-            f'<circle class="mark {tone}" cx="{place + 5:.1f}" cy="52" r="5"/>',
-            text(place + 16, 57, model, "name"),
-        ]
-        place += 34 + 7.5 * len(model)
+    up = svg.Axis(0.0, math.ceil(most / 10) * 10.0, [(tick, str(tick)) for tick in range(0, math.ceil(most) + 10, 10)])
+    parts = [text(20, 30, title, "title"), *svg.legend(57, [(tone, model) for model, tone in tones.items()])[0]]
     width = (WIDTH - 60 - 40 * len(found)) / len(found)
-    for panel, (norm, lines) in enumerate(found.items()):
-        left = 60 + panel * (width + 50)
+    for place, (norm, lines) in enumerate(found.items()):
         budgets = [row[0] for row in next(iter(lines.values()))]
         sign = norm.replace("linf", "l∞").replace("l2", "l₂")
-        parts.append(text(left, top - 12, f"accuracy (%) against the {sign} budget", "soft"))
-        for tick in range(0, highest + 1, 10):
-            y = bottom - (bottom - top) * tick / highest
-            parts += [line(left, y, left + width, y), text(left - 8, y + 4, str(tick), "soft", "end")]
-        for budget in budgets:
-            shown = f"{255 * budget:.0f}/255" if norm == "linf" and budget else f"{budget:g}"
-            parts.append(text(left + width * budget / budgets[-1], bottom + 18, shown, "soft", "middle"))
-        for model, tone in zip(models, SERIES, strict=False):
-            points = []
-            for budget, mean, low, high in lines[model]:
-                x = left + width * budget / budgets[-1]
-                y, y_low, y_high = (bottom - (bottom - top) * value / highest for value in (mean, low, high))
-                points.append((x, y))
-                parts.append(f'<path class="line {tone}" d="M {x:.1f} {y_low:.1f} V {y_high:.1f}"/>')
-                parts.append(f'<circle class="mark {tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
-            parts.append(f'<polyline class="line {tone}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
-    parts.append(text(20, height - 12, "Means over seeds; upright strokes from the smallest to the largest.", "soft"))
-    return picture(title, "Accuracy against the budget of the attack, by model", height, parts)
+        shown = [f"{255 * budget:.0f}/255" if norm == "linf" and budget else f"{budget:g}" for budget in budgets]
+        across = svg.Axis(0.0, budgets[-1], list(zip(budgets, shown, strict=True)))
+        series = [svg.Series(model, tone, [tuple(row) for row in lines[model]]) for model, tone in tones.items()]
+        left = 60 + place * (width + 50)
+        parts += svg.panel((left, top, width, tall), f"accuracy (%) against the {sign} budget", across, up, series)
+    parts.append(text(20, 388, "Means over seeds; upright strokes from the smallest to the largest.", "soft"))
+    return picture(title, "Accuracy against the budget of the attack, by model", 400, parts)
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, str]:

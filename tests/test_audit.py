@@ -53,7 +53,7 @@ def test_the_record_is_complete(record, trained, digits, stages):
     assert record.warnings == []
     assert list(record.seconds) == stages
     assert stages[0] == "profile"
-    assert set(stages[1:]) == {f"{kind} {norm}" for kind in ("bound", "attack", "mechanism") for norm in ("linf", "l2")}
+    assert set(stages[1:]) == {f"{kind} {norm}" for kind in ("bound", "attack", "universal", "mechanism") for norm in ("linf", "l2")}
     assert all(seconds >= 0 for seconds in record.seconds.values())
 
 
@@ -214,7 +214,7 @@ def test_all_samples_where_none_are_left_out(trained, digits):
     [
         ({"threats": []}, "threats must name at least one norm, and each once"),
         ({"threats": [{"norm": "l2", "eps": 1}, {"norm": "l2", "eps": 2}]}, r"each once, but got \['l2', 'l2'\]"),
-        ({"threats": [{"norm": "l1", "eps": 1}]}, "Input should be 'linf' or 'l2'"),
+        ({"threats": [{"norm": "l0", "eps": 1}]}, "Input should be 'linf', 'l2' or 'l1'"),
         ({"threats": [{"norm": "l2", "eps": -1}]}, "greater than or equal to 0"),
         (
             {"threats": [{"norm": "l2", "eps": 1, "curve": [0.1, -0.5]}]},

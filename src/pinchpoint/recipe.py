@@ -79,14 +79,16 @@ class PenaltyConfig(_Strict):
 class Recipe(_Strict):
     """Everything a trained model depends on, but the seed. ``device`` may be ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
-    Constraints hold after each step: ``constant_frobenius`` keeps every layer but the head at its first Frobenius norm,
-    ``frobenius_ball`` and ``spectral_ball`` project it onto matrices of at most that norm.
+    Constraints hold after each step: ``constant_frobenius`` keeps every layer but the head at ``frobenius_scale`` times its
+    first Frobenius norm, also before the first step; ``frobenius_ball`` and ``spectral_ball`` project it onto matrices of at
+    most that norm.
     """
 
     data: DataConfig = DataConfig()
     model: AnyModelConfig = ModelConfig()
     penalty: PenaltyConfig = PenaltyConfig()
     constant_frobenius: bool = False
+    frobenius_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="constant_frobenius only")
     frobenius_ball: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     spectral_ball: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     adversarial: AdversarialConfig | None = None
@@ -95,8 +97,14 @@ class Recipe(_Strict):
     threads: int = Field(default=1, ge=1, le=1024, description="part of what a run is: it changes rounding")
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the weights: everything but how image files are decoded."""
-        return self.model_dump(mode="json", exclude={"data": {"workers", "memory_gb"}})
+        """All that decides the weights: everything but how image files are decoded. Options that came later count where
+        they are used, so that ids made before them stay."""
+        exclude: dict[str, Any] = {"data": {"workers", "memory_gb"}}
+        if self.data.group_labels is None:
+            exclude["data"].add("group_labels")
+        if self.frobenius_scale == 1.0:
+            exclude["frobenius_scale"] = True
+        return self.model_dump(mode="json", exclude=exclude)
 
     @field_validator("device")
     @classmethod
@@ -113,6 +121,9 @@ class Recipe(_Strict):
         if self.constant_frobenius and (self.frobenius_ball or self.spectral_ball):
             seen = "constant_frobenius beside a ball"
             raise ConfigError("a layer's norm is kept or bounded, not both", seen, "choose one of them")
+        if self.frobenius_scale != 1.0 and not self.constant_frobenius:
+            remedy = "add constant_frobenius: true"
+            raise ConfigError("frobenius_scale needs constant_frobenius", self.frobenius_scale, remedy)
         return self
 
 
@@ -210,7 +221,9 @@ def _constraints(
 ) -> Callable[[nn.Module], object] | None:
     parts: list[Intervention] = []
     if recipe.constant_frobenius:
-        parts.append(ConstantFrobenius(model, include_head=False))
+        constant = ConstantFrobenius(model, include_head=False, factor=recipe.frobenius_scale)
+        constant(model)  # so that the first step starts from the scaled weights
+        parts.append(constant)
     if recipe.frobenius_ball is not None:
         parts.append(FrobeniusBall(model, recipe.frobenius_ball, include_head=False))
     if recipe.spectral_ball is not None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from oracles.as_user import refused
+from pinchpoint.configfile import validate
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.learn import DataConfig, load
 
@@ -224,6 +226,63 @@ def test_labels_that_are_no_classes(write, labels):
 def test_a_class_with_one_sample(write):
     with pytest.raises(DataError, match=r"enough samples of each class .* but got The least populated class"):
         load(write(y_train=np.array([0] * 30 + [1] * 29 + [2])))
+
+
+# --- groups of labels ------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_labels_are_new_classes(digits):
+    """The images and their split stay; only what they are called changes."""
+    groups = ((1, 3, 5, 7, 9), (0, 2), (4, 6, 8))
+    grouped = load(DataConfig(group_labels=groups))
+    assert grouped.classes == 3
+    for (x, y), (x_before, y_before) in zip(parts(grouped).values(), parts(digits).values(), strict=True):
+        assert torch.equal(x, x_before)
+        assert y.tolist() == [
+            next(i for i, group in enumerate(groups) if label in group) for label in y_before.tolist()
+        ]
+        assert y.dtype == torch.int64
+    assert load(DataConfig(group_labels=[[9], *[[k] for k in range(9)]])).y_test.tolist() == [
+        (label + 1) % 10 for label in digits.y_test.tolist()
+    ]
+
+
+def test_groups_of_labels_of_a_file_and_its_limits(write, arrays):
+    data = load(write().model_copy(update={"group_labels": ((0, 2), (1,)), "limit_test": 5}))
+    assert (data.classes, data.y_test.tolist()) == (2, [0, 1, 0, 0, 1])
+    assert np.bincount(data.y_validation.numpy()).tolist() == [6, 3]  # by the labels that were, as without groups
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[], [[0, 1, 2]], [[0, 1], []], [[0, 1], [1, 2]], [[0, 0], [1]], [[0, 1], [3]], [[1], [2]], [[-1, 0], [1]]],
+)
+def test_groups_that_are_none(groups):
+    rule = "group_labels must be two groups or more, none empty, with each label from 0 on in exactly one"
+    with refused(
+        ConfigError,
+        f"the data, group_labels: {rule}, but got {groups}; write for example [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]].",
+    ):
+        validate(DataConfig, {"group_labels": groups}, "the data")
+
+
+@pytest.mark.parametrize("groups", [((0,), (1,)), ((0, 1), (2, 3))])
+def test_groups_of_other_labels_than_the_data_s(write, groups):
+    config = write().model_copy(update={"group_labels": groups})
+    last = max(map(max, groups))
+    with refused(
+        ConfigError,
+        f"data.group_labels must have each label of {config.name} once, 0 ... 2, but got 0 ... {last}; "
+        "list them all, and no others.",
+    ):
+        load(config)
+
+
+@pytest.mark.parametrize("name", ["imagefolder:here", "imagenet:here", "huggingface:here"])
+def test_groups_are_for_data_in_memory(name):
+    rule = "data.group_labels is for data held in memory"
+    with refused(ConfigError, f"{rule}, but got {name}; leave it out, or sort the images into other folders."):
+        load(DataConfig(name=name, group_labels=[[0], [1]]))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

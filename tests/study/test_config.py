@@ -54,7 +54,7 @@ UNKNOWN_KEYS = [
     (
         {"families/1/grid": {"zzz": [0, 1]}},
         "s.yaml: family 'rank': every key must be known, but got zzz; known here: data, model, penalty, "
-        "constant_frobenius, frobenius_ball, spectral_ball, adversarial, train, device, threads, audit.",
+        "constant_frobenius, frobenius_scale, frobenius_ball, spectral_ball, adversarial, train, device, threads, audit.",
     ),
 ]
 

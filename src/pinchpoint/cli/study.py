@@ -1,8 +1,9 @@
-"""``pinchpoint demo`` and ``pinchpoint study``: experiments from files."""
+"""``pinchpoint demo``, ``pinchpoint reproduce`` and ``pinchpoint study``: experiments as files."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +16,31 @@ from rich.table import Column
 from pinchpoint.cli.options import File, Json, Workers, err, out
 
 if TYPE_CHECKING:
-    from pinchpoint.study import Failure, StudyConfig, Task
+    from pinchpoint.study import Engine, Failure, Stage, Status, StudyConfig
 
 study_app = typer.Typer(
     no_args_is_help=True,
     help="""Run experiments from files. A study file names a base configuration, families of grids and seeds; it is
-    validated whole before anything runs, and finished runs are never run again.""",
+    validated whole before anything runs, and what is finished is never done again.""",
 )
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Values to replace, e.g. train.epochs=5 or seeds=[0].", show_default=False
+    ),
+]
+Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. quick.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for stages and report.  [default: runs/STUDY]")]
+EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster: auto, or HOST:PORT; this machine where left out.")
+]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
 
 
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for runs and report.")] = Path("runs/demo"),
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for stages and report.")] = Path("runs/demo"),
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -35,98 +50,212 @@ def demo(
     """
     from pinchpoint.study import catalogue
 
-    _run(catalogue("demo"), out_dir, workers, as_json)
+    run_study(catalogue("demo"), out_dir, engine_of("local", workers, None), as_json)
 
 
 @study_app.command("run")
 def study_run(
     file: File,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")] = None,
+    values: Overrides = None,
+    scale: Scale = None,
+    out_dir: Out = None,
     workers: Workers = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    retry_failed: Retry = False,
     as_json: Json = False,
 ) -> None:
-    """Run what is missing of a study, then write summary, Parquet and report.
+    """Do what is missing of a study, then write summary, Parquet and report.
 
-    Ctrl-C keeps what is finished; the same command goes on from there.
+    Ctrl-C keeps what is finished; the same command goes on from there. Two such commands at once share the work.
     """
-    from pinchpoint.study import read
+    config = _read(file, values, scale)
+    run_study(
+        config, out_dir or _folder(config), engine_of(engine, workers, address), as_json, retry_failed=retry_failed
+    )
 
-    config = read(file)
-    _run(config, out_dir or _folder(config), workers, as_json)
+
+@study_app.command("plan")
+def study_plan(
+    file: File, values: Overrides = None, scale: Scale = None, out_dir: Out = None, as_json: Json = False
+) -> None:
+    """Show what a study comes to: its runs, the stages they share, and what is finished. Nothing is done."""
+    from pinchpoint.study import Store, plan, status
+    from pinchpoint.tables import plan_tables
+
+    config = _read(file, values, scale)
+    planned = plan(config)
+    now = status(config, Store(out_dir or _folder(config)), planned)
+    if as_json:
+        runs = [
+            {"id": task.id, "label": task.label, "stages": ["/".join(key) for key in task.stages]}
+            for task in planned.tasks
+        ]
+        typer.echo(json.dumps({"study": config.study, "runs": runs, "stages": now.stages}))
+        return
+    asked = sum(len(task.stages) for task in planned.tasks)
+    typer.echo(f"{config.study}: {now.total} runs in {len(planned.stages)} stages ({asked} before sharing)")
+    families = [(family.name, family.title, len(config.levels(family))) for family in config.families]
+    for table in plan_tables(families, now.stages):
+        out.print(table)
 
 
 @study_app.command("status")
 def study_status(
     file: File,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
+    values: Overrides = None,
+    scale: Scale = None,
+    out_dir: Out = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all is done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show how far a study has come."""
-    from pinchpoint.study import Store, read, status
+    """Show how far a study has come, who is at what, and what failed."""
+    from pinchpoint.study import Store, plan, status
 
-    config = read(file)
+    config = _read(file, values, scale)
     folder = out_dir or _folder(config)
-    now = status(config, Store(folder))
-    if as_json:
-        content = {"study": config.study, "folder": str(folder), "total": now.total, "finished": now.finished}
-        typer.echo(json.dumps(content | {"waiting": now.waiting}))
-        return
-    typer.echo(f"{config.study}: {now.finished} of {now.total} runs finished in {folder}")
-    for label in now.waiting[:10]:
-        typer.echo(f"  waiting: {label}")
-    if len(now.waiting) > 10:
-        typer.echo(f"  and {len(now.waiting) - 10} more")
+    planned = plan(config)
+    while True:
+        now = status(config, Store(folder), planned)
+        if as_json:
+            typer.echo(json.dumps(_status_json(config, folder, now)))
+        else:
+            _show_status(config, folder, now)
+        if not watch or now.finished + len(now.failed) >= now.total:
+            return
+        time.sleep(2)
 
 
 @study_app.command("report")
 def study_report(
-    file: File,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
-    as_json: Json = False,
+    file: File, values: Overrides = None, scale: Scale = None, out_dir: Out = None, as_json: Json = False
 ) -> None:
     """Write summary, Parquet and report from the runs that are finished."""
+    from pinchpoint.study import Store, failures
+
+    config = _read(file, values, scale)
+    folder = out_dir or _folder(config)
+    store = Store(folder)
+    _report(config, store, folder, failures(config, store), as_json)
+
+
+def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
+    """The engine that was asked for.
+
+    Raises:
+        ConfigError: for a name that is unknown, or a package that is missing.
+    """
+    from pinchpoint.errors import ConfigError
+    from pinchpoint.study import Here, Processes, default_workers
+
+    if address is not None and name != "ray":
+        raise ConfigError("an address is that of a Ray cluster", f"--engine {name}", "add --engine ray")
+    if name == "local":
+        count = default_workers() if workers is None else workers
+        return Here() if count == 1 else Processes(count)
+    if name == "ray":
+        from pinchpoint.study.ray_engine import Ray
+
+        return Ray(address, workers)
+    if name == "slurm":
+        from pinchpoint.study.slurm import Slurm
+
+        return Slurm(workers)
+    raise ConfigError("an engine must be known by name", name, "use local, ray or slurm")
+
+
+def run_study(
+    config: StudyConfig,
+    folder: Path,
+    engine: Engine,
+    as_json: bool,
+    *,
+    store_at: Path | None = None,
+    retry_failed: bool = False,
+) -> None:
+    """Do what is missing, with a bar, and write the report.
+
+    Args:
+        config: the study.
+        folder: for summary and report.
+        engine: who does it.
+        as_json: print the summary as JSON.
+        store_at: where stages are kept; ``folder`` where None.
+        retry_failed: forget failures first.
+    """
+    from pinchpoint.study import Store, plan, run
+    from pinchpoint.study.outputs import belongs_to
+
+    store = Store(store_at or folder)
+    belongs_to(folder, config.study)
+    planned = plan(config)
+    before = len(store.finished() & planned.stages.keys())
+    try:
+        with _progress(config.study, len(planned.stages), before) as watcher:
+            failed = run(config, store, watcher=watcher, engine=engine, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        finished = store.finished()
+        kept, whole = len(finished & planned.stages.keys()), len(planned.tasks) - len(planned.waiting(finished))
+        err.print(
+            f"Interrupted: {kept} of {len(planned.stages)} stages ({whole} of {len(planned.tasks)} runs) are kept in "
+            f"{store.root}. The same command goes on from there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    if len(failed) < len(planned.tasks):
+        _report(config, store, folder, failed, as_json)
+    if failed:
+        err.print(
+            f"{len(failed)} of {len(planned.tasks)} runs failed; the first: {failed[0].label}: {failed[0].reason}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(2)
+
+
+def _read(file: Path, values: list[str] | None, scale: str | None) -> StudyConfig:
+    from pinchpoint.configfile import assignments
     from pinchpoint.study import read
 
-    config = read(file)
-    _report(config, out_dir or _folder(config), [], as_json)
+    return read(file, scale=scale, overrides=assignments(values or []))
 
 
 def _folder(config: StudyConfig) -> Path:
     return Path("runs") / config.study
 
 
-def _run(config: StudyConfig, folder: Path, workers: int | None, as_json: bool) -> None:
-    from pinchpoint.study import Store, default_workers, run
-
-    store = Store(folder)
-    tasks = config.plan()
-    before = sum(store.has(task.id) for task in tasks)
-    try:
-        with _progress(config.study, len(tasks), before) as watcher:
-            failures = run(config, store, watcher=watcher, workers=default_workers() if workers is None else workers)
-    except KeyboardInterrupt:
-        kept = sum(store.has(task.id) for task in tasks)
-        err.print(
-            f"Interrupted: {kept} of {len(tasks)} runs are kept in {folder}. The same command goes on from there.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
-    if len(failures) < len(tasks):
-        _report(config, folder, failures, as_json)
-    if failures:
-        err.print(
-            f"{len(failures)} of {len(tasks)} runs failed; the first: {failures[0].label}: {failures[0].reason}",
-            soft_wrap=True,
-        )
-        raise typer.Exit(2)
+def _status_json(config: StudyConfig, folder: Path, now: Status) -> dict[str, object]:
+    return {
+        "study": config.study,
+        "folder": str(folder),
+        "total": now.total,
+        "finished": now.finished,
+        "stages": now.stages,
+        "waiting": now.waiting,
+        "failed": [{"run": failure.label, "reason": failure.reason} for failure in now.failed],
+        "running": now.running,
+    }
 
 
-def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json: bool) -> None:
+def _show_status(config: StudyConfig, folder: Path, now: Status) -> None:
+    typer.echo(f"{config.study}: {now.finished} of {now.total} runs finished in {folder}")
+    typer.echo("  stages: " + ", ".join(f"{kind} {done}/{of}" for kind, (done, of) in now.stages.items()))
+    for name, owner in now.running.items():
+        typer.echo(f"  running: {name} ({owner})")
+    for failure in now.failed:
+        typer.echo(f"  failed: {failure.label}: {failure.reason}")
+    for label in now.waiting[:10]:
+        typer.echo(f"  waiting: {label}")
+    if len(now.waiting) > 10:
+        typer.echo(f"  and {len(now.waiting) - 10} more")
+
+
+def _report(config: StudyConfig, store: object, folder: Path, failed: list[Failure], as_json: bool) -> None:
     from pinchpoint.report.page import write
     from pinchpoint.study import Store, gather
     from pinchpoint.tables import legend, summary_tables
 
-    summary, runs = gather(config, Store(folder), failures)
+    assert isinstance(store, Store)
+    summary, runs = gather(config, store, failed, folder)
     page = write(summary, runs, folder / "report.html")
     if as_json:
         typer.echo(summary.model_dump_json())
@@ -135,34 +264,39 @@ def _report(config: StudyConfig, folder: Path, failures: list[Failure], as_json:
         out.print(table)
     typer.echo(legend(summary))
     typer.echo(summary.headline)
+    for verdict in summary.verdicts:
+        typer.echo(f"{verdict.ruling}: {verdict.sentence}")
     for note in summary.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"summary: {folder / 'summary.json'}\nrecords: {folder / 'records.parquet'}\nreport:  {page}")
 
 
 class _Watcher:
-    """Shows runs as they finish."""
+    """Shows stages as they end."""
 
     def __init__(self, progress: Progress, total: int, before: int, name: str) -> None:
         self.progress = progress
         self.bar = progress.add_task(name, total=total, completed=before, now="starting")
 
-    def stage(self, task: Task, stage: str) -> None:
-        self.progress.update(self.bar, now=f"{task.label}: {stage}")
+    def started(self, stage: Stage) -> None:
+        self.progress.update(self.bar, now=f"{stage.name}, seed {stage.seed}")
 
-    def finished(self, task: Task, failure: Failure | None) -> None:
-        self.progress.update(self.bar, advance=1, now=f"{'FAILED' if failure else 'done'}: {task.label}")
+    def ended(self, stage: Stage, reason: str | None) -> None:
+        self.progress.update(self.bar, advance=1)
+        if reason is not None:
+            self.progress.update(self.bar, now=f"FAILED: {stage.name}, seed {stage.seed}")
 
 
 @contextmanager
 def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
+    """A bar over the stages; on stderr that is no terminal, one line at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=err, expand=True) as progress:

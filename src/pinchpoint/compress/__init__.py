@@ -9,6 +9,8 @@ from pinchpoint.compress.penalty_alignment import AlignmentPenalty
 from pinchpoint.compress.penalty_groups import GroupLasso
 from pinchpoint.compress.penalty_sparse import L1, Hoyer
 from pinchpoint.compress.penalty_spread import SpreadControl
+from pinchpoint.compress.quantize import quantize
+from pinchpoint.compress.rescale import rescale
 
 __all__ = [
     "L1",
@@ -31,5 +33,7 @@ __all__ = [
     "lowrank_like",
     "merge",
     "plan",
+    "quantize",
+    "rescale",
     "truncate",
 ]

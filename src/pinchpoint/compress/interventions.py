@@ -41,7 +41,7 @@ class Intervention(ABC):
         self.include_head = include_head
         self.names = {name for name, _ in self._modules(model)}
         for name, module in self._modules(model):
-            _factors(self.rule, name, module)
+            factors(self.rule, name, module)
 
     @abstractmethod
     def scale(self, name: str, module: nn.Module) -> float:
@@ -54,10 +54,10 @@ class Intervention(ABC):
                     raise ModelError(
                         "the model must be the one the norms were taken from", f"layer '{name}'", "make anew"
                     )
-                factors, scale = _factors(self.rule, name, module), self.scale(name, module)
+                parts, scale = factors(self.rule, name, module), self.scale(name, module)
                 if scale != 1.0:
-                    for parameter in factors:
-                        parameter.mul_(scale ** (1.0 / len(factors)))
+                    for parameter in parts:
+                        parameter.mul_(scale ** (1.0 / len(parts)))
 
     def __add__(self, other: Intervention | InTurn) -> InTurn:
         return InTurn((self, *(other.parts if isinstance(other, InTurn) else (other,))))
@@ -87,10 +87,10 @@ class Intervention(ABC):
 
 
 class ConstantFrobenius(Intervention):
-    """Rescale every linear layer to the Frobenius norm it had when this object was made.
+    """Rescale every linear layer to the Frobenius norm it had when this object was made, times ``factor``.
 
     It separates structure from scale: a penalty can then change a layer's shape of spectrum, not its size (paper,
-    motivating experiment). Call it after each optimiser step. A layer of zeros stays zero.
+    motivating experiment), and a factor its size alone. Call it after each optimiser step. A layer of zeros stays zero.
 
     >>> model = nn.Sequential(nn.Linear(3, 2, bias=False))
     >>> keep = ConstantFrobenius(model)
@@ -103,9 +103,9 @@ class ConstantFrobenius(Intervention):
 
     rule = "constant Frobenius norms need layers that own their weights"
 
-    def __init__(self, model: nn.Module, include_head: bool = True) -> None:
+    def __init__(self, model: nn.Module, include_head: bool = True, factor: float = 1.0) -> None:
         super().__init__(model, include_head)
-        self.norms = {name: _norm(module) for name, module in self._modules(model)}
+        self.norms = {name: check_factor(factor) * _norm(module) for name, module in self._modules(model)}
 
     def scale(self, name: str, module: nn.Module) -> float:
         norm = _norm(module)
@@ -221,6 +221,17 @@ class InTurn:
         load_parts(self.parts, state)
 
 
+def check_factor(factor: float) -> float:
+    """A factor of norms as it is.
+
+    Raises:
+        ConfigError: where it is none.
+    """
+    if not 0 < factor < math.inf:
+        raise ConfigError("a factor of norms must be positive and finite", factor, "use 1 to leave them as they are")
+    return factor
+
+
 def _checked(radius: float) -> float:
     if not 0 < radius < math.inf:
         raise ConfigError("the radius of a ball must be positive and finite", radius, "try 1")
@@ -247,8 +258,12 @@ def _norm(module: nn.Module) -> float:
     return frobenius_norm(_matrix(module))
 
 
-def _factors(rule: str, name: str, module: nn.Module) -> list[nn.Parameter]:
-    """The parameters whose product the matrix is."""
+def factors(rule: str, name: str, module: nn.Module) -> list[nn.Parameter]:
+    """The two-dimensional parameters whose product the layer's matrix is; the weight, where it is no product.
+
+    Raises:
+        ModelError: with this rule, where the layer computes its weight.
+    """
     own = dict(module.named_parameters())
     if any(parametrize.is_parametrized(part) for part in module.modules()):
         found = []

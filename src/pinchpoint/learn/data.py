@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from pinchpoint.errors import ConfigError, DataError
@@ -54,6 +54,11 @@ class DataConfig(BaseModel):
     split_seed: int = Field(default=0, ge=0, lt=2**32)
     limit_train: int | None = Field(default=None, ge=1, description="keep the first n training samples")
     limit_test: int | None = Field(default=None, ge=1, description="keep the first n test samples")
+    group_labels: tuple[tuple[int, ...], ...] | None = Field(
+        default=None,
+        description="data in memory only: class i of the new ones is the labels of group i; "
+        "[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]] makes digits two classes, digit >= 5 the second",
+    )
     root: str = Field(default="~/.cache/pinchpoint", description="where torchvision keeps its files")
     image_size: int | None = Field(
         default=None,
@@ -71,6 +76,18 @@ class DataConfig(BaseModel):
     memory_gb: float = Field(
         default=8.0, gt=0, allow_inf_nan=False, description="the most that decoded files may take where held in memory"
     )
+
+    @field_validator("group_labels")
+    @classmethod
+    def _each_label_once(cls, groups: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+        labels = sorted(label for group in groups or () for label in group)
+        if groups is not None and (len(groups) < 2 or not all(groups) or labels != list(range(len(labels)))):
+            raise ConfigError(
+                "group_labels must be two groups or more, none empty, with each label from 0 on in exactly one",
+                [list(group) for group in groups],
+                "write for example [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]",
+            )
+        return groups
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,9 @@ def load(config: DataConfig) -> AnyDataset:
     """
     kind, _, rest = config.name.partition(":")
     if kind in FILE_KINDS and rest:
+        if config.group_labels is not None:
+            rule = "data.group_labels is for data held in memory"
+            raise ConfigError(rule, config.name, "leave it out, or sort the images into other folders")
         return _from_files(config, kind, Path(rest).expanduser())
     if config.image_size is not None or config.resize is not None:
         rule = f"data.image_size and data.resize are for {', '.join(FILE_KINDS)}"
@@ -227,17 +247,35 @@ def _split(
     classes = int(max(y_train.max(), y_test.max())) + 1  # of the whole data set, whatever the limits leave
     x_train, y_train = x_train[: config.limit_train], y_train[: config.limit_train]
     x_test, y_test = x_test[: config.limit_test], y_test[: config.limit_test]
-    rows, validation = stratified(y_train, config.validation_share, config.split_seed)
+    rows, validation = stratified(y_train, config.validation_share, config.split_seed)  # the same, grouped or not
+    names = _classes(config, classes)
     return Dataset(
         config.name,
-        classes,
+        int(names.max()) + 1,
         _images(x_train[rows]),
-        torch.from_numpy(y_train[rows].astype(np.int64)),
+        torch.from_numpy(names[y_train[rows]]),
         _images(x_train[validation]),
-        torch.from_numpy(y_train[validation].astype(np.int64)),
+        torch.from_numpy(names[y_train[validation]]),
         _images(x_test),
-        torch.from_numpy(y_test.astype(np.int64)),
+        torch.from_numpy(names[y_test]),
     )
+
+
+def _classes(config: DataConfig, labels: int) -> npt.NDArray[np.int64]:
+    """The class of each label."""
+    if config.group_labels is None:
+        return np.arange(labels)
+    grouped = sum(map(len, config.group_labels))
+    if grouped != labels:
+        raise ConfigError(
+            f"data.group_labels must have each label of {config.name} once, 0 ... {labels - 1}",
+            f"0 ... {grouped - 1}",
+            "list them all, and no others",
+        )
+    classes = np.empty(labels, dtype=np.int64)
+    for number, group in enumerate(config.group_labels):
+        classes[list(group)] = number
+    return classes
 
 
 def _images(x: npt.NDArray[Any]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pinchpoint.records.base import Norm, Record, ThreatNorm
+from pinchpoint.records.base import Record, ThreatNorm
 
 
 class CurvePoint(Record):
@@ -54,11 +54,12 @@ class Robustness(Record):
     """What attacks left of one model under one norm, decided by a check independent of the attack.
 
     ``gap`` is the adversarial loss found minus the clean loss (cross-entropy, nats); ``gap_bound`` is what Corollary 3.3
-    allows. ``universal_accuracy`` is judged at a budget of its own, ``universal_eps``. ``settled`` counts the samples by
-    the stage that settled them.
+    allows. ``universal_accuracy`` is judged at a budget of its own, ``universal_eps``; ``query_accuracy`` is left by an
+    adversary who sees at most ``queries`` answers a sample, ``transferred_accuracy`` by examples made on another model.
+    ``settled`` counts the samples by the stage that settled them.
     """
 
-    norm: Norm
+    norm: ThreatNorm
     eps: float
     robust_accuracy: float
     robust_over_clean: float | None
@@ -68,6 +69,9 @@ class Robustness(Record):
     gap_bound: float | None
     universal_accuracy: float | None
     universal_eps: float | None = None
+    query_accuracy: float | None = None
+    queries: int | None = None
+    transferred_accuracy: float | None = None
     settled: dict[str, int]
     curve: list[CurvePoint]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinchpoint.records.attacked import Robustness
-from pinchpoint.records.base import Norm, Record
+from pinchpoint.records.base import Record, ThreatNorm
 from pinchpoint.records.bounded import Bounds
 from pinchpoint.records.measured import Profile
 
@@ -26,7 +26,7 @@ class LayerMechanism(Record):
 class Mechanism(Record):
     """Mechanism under one norm. ``amplification`` is that of the encoder's output, the head's input."""
 
-    norm: Norm
+    norm: ThreatNorm
     eps: float
     amplification: float
     layers: list[LayerMechanism]
@@ -37,6 +37,7 @@ class Audit(Record):
 
     clean_accuracy: float
     samples: int
+    parameters: int | None = None
     profile: Profile
     bounds: list[Bounds]
     robustness: list[Robustness]

@@ -80,6 +80,27 @@ class Pruning(Record):
     seconds_after: float | None
 
 
+class QuantizedLayer(Record):
+    """One layer with few values a weight. ``error`` is ||W - quantized||_F / ||W||_F, ``step`` the largest distance between
+    two neighbouring values. A low-rank layer's are those of the worse of its two factors."""
+
+    name: str
+    kind: str
+    parameters: int
+    step: float
+    error: float
+
+
+class Quantization(Record):
+    """How a model's weights were quantised, at most ``levels`` values a scale; ``left`` has what kept its values."""
+
+    bits: int
+    levels: int
+    per: str
+    layers: list[QuantizedLayer]
+    left: list[Skipped]
+
+
 class Compressed(Record):
     """A model made smaller. Clean accuracies are of the source, of the model just before its last
     fine-tuning, and at last; None where no data were given. ``left`` has the layers that stayed as they were."""

@@ -7,12 +7,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pinchpoint.records.audited import Audit
-from pinchpoint.records.base import Norm, Record
-from pinchpoint.records.made import Training
+from pinchpoint.records.base import Record, ThreatNorm
+from pinchpoint.records.claims import Verdict
+from pinchpoint.records.made import Compressed, Training
 
 
 class Run(Record):
-    """One trained and audited model: the whole configuration, seed, versions and numbers. ``id`` hashes the config."""
+    """One trained and audited model: the whole configuration, seed, versions and numbers. ``id`` hashes the config.
+
+    ``model`` is the stage (KIND/ID) whose checkpoint was judged; ``transferred`` and ``compressed`` say what was done to
+    the trained model before, where something was.
+    """
 
     id: str
     schema_version: int
@@ -20,7 +25,10 @@ class Run(Record):
     seed: int
     versions: dict[str, str]
     machine: str
+    model: str
     training: Training
+    transferred: Training | None = None
+    compressed: Compressed | None = None
     audit: Audit
 
 
@@ -39,7 +47,7 @@ class Correlation(Record):
 
     metric: str
     against: str = "compressibility"
-    norm: Norm | None
+    norm: ThreatNorm | None
     eps: float | None
     rho: float | None
     p_value: float | None
@@ -63,7 +71,7 @@ class Peak(Record):
     ``label`` is the level with the highest mean; in each seed some inner level lies above both ends.
     """
 
-    norm: Norm
+    norm: ThreatNorm
     label: str
 
 
@@ -87,6 +95,7 @@ class Summary(Record):
     headline: str
     families: list[Family]
     bound_vs_gap: list[Correlation] = Field(default_factory=list)
+    verdicts: list[Verdict] = Field(default_factory=list)
     models: list[dict[str, Any]]
     members: list[Member]
     notes: list[str]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pinchpoint.records import Bounds, Family, Mechanism, Member, Norm, Robustness, Run, Summary
+from pinchpoint.records import Bounds, Family, Mechanism, Member, Robustness, Run, Summary, ThreatNorm
 from pinchpoint.report import palette
 
-NORM_NAMES: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ₂"}
+NORM_NAMES: dict[ThreatNorm, str] = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 """How a norm is written for readers."""
 
 
@@ -26,15 +26,15 @@ class Placed:
         """A recorded scalar, or None where it is missing, not a number, or not finite."""
         return finite(self.row.get(key))
 
-    def robustness(self, norm: Norm) -> Robustness | None:
+    def robustness(self, norm: ThreatNorm) -> Robustness | None:
         """The record under this norm, if there is one."""
         return next((item for item in self.run.audit.robustness if item.norm == norm), None)
 
-    def bounds(self, norm: Norm) -> Bounds | None:
+    def bounds(self, norm: ThreatNorm) -> Bounds | None:
         """The certified numbers for this norm, if there are any."""
         return next((item for item in self.run.audit.bounds if item.norm == norm), None)
 
-    def mechanism(self, norm: Norm) -> Mechanism | None:
+    def mechanism(self, norm: ThreatNorm) -> Mechanism | None:
         """The mechanism under this norm, if there is one."""
         return next((item for item in self.run.audit.mechanism if item.norm == norm), None)
 
@@ -46,8 +46,8 @@ class Material:
     summary: Summary
     runs: Sequence[Run]
     placed: Mapping[str, Sequence[Placed]]
-    norms: Sequence[Norm]
-    eps: Mapping[Norm, float]
+    norms: Sequence[ThreatNorm]
+    eps: Mapping[ThreatNorm, float]
     seeds: Sequence[int]
     missing: int
 
@@ -64,7 +64,7 @@ class Material:
         """The marker shape this seed has everywhere on the page."""
         return palette.seed_symbol(list(self.seeds).index(seed))
 
-    def threat(self, norm: Norm) -> str:
+    def threat(self, norm: ThreatNorm) -> str:
         """A norm with its main budget, for example ``ℓ∞, ε = 0.05``."""
         return f"{NORM_NAMES[norm]}, ε = {self.eps[norm]:.4g}" if norm in self.eps else NORM_NAMES[norm]
 
@@ -97,7 +97,7 @@ def gather(summary: Summary, runs: Sequence[Run]) -> Material:
         members = [item for item in summary.members if item.family == family.name and item.run in by_id]
         members.sort(key=lambda item: (item.level, item.seed))
         placed[family.name] = [Placed(item, _row(rows, family, item.run), by_id[item.run]) for item in members]
-    eps: dict[Norm, float] = {}
+    eps: dict[ThreatNorm, float] = {}
     for run in runs:
         for item in run.audit.robustness:
             eps.setdefault(item.norm, item.eps)

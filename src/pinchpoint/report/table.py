@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pinchpoint.records import Correlation, Family, Norm
+from pinchpoint.records import Correlation, Family, ThreatNorm
 from pinchpoint.report.glossary import TERMS, Term
 from pinchpoint.report.material import Material, finite
 
@@ -124,7 +124,7 @@ def model_rows(material: Material) -> list[dict[str, Any]]:
     return rows
 
 
-def _at_main(material: Material, family: Family, metric: str, norm: Norm | None) -> Correlation | None:
+def _at_main(material: Material, family: Family, metric: str, norm: ThreatNorm | None) -> Correlation | None:
     """The correlation at the main budget: the one that names it, else the one that names no budget."""
     found = [item for item in family.correlations if item.metric == metric and item.norm == norm]
     main = material.eps.get(norm) if norm else None
@@ -140,7 +140,7 @@ def correlation_rows(material: Material) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for metric in _METRICS:
         free = any(item.metric == metric and item.norm is None for item in _all(material))
-        norms: Sequence[Norm | None] = [None] if free else material.norms
+        norms: Sequence[ThreatNorm | None] = [None] if free else material.norms
         found = [_at_main(material, family, metric, norm) for family in material.summary.families for norm in norms]
         if not any(found):
             continue

@@ -1,4 +1,4 @@
-"""A study is a YAML file: a base configuration, families of grids, and seeds. It is validated whole before anything runs.
+"""A study is a YAML file: a base configuration, families of models along axes, seeds, and what is claimed of them.
 
     study: demo
     seeds: [0, 1, 2]
@@ -10,65 +10,53 @@
         view: neuron
         grid: {penalty.group_lasso: [0, 0.001, 0.01]}
 
-A grid's keys are paths into ``base``; with several keys the grid is their product, the last key running fastest.
+It is validated whole before anything runs. Keys of an axis are paths into ``base``. Axes of one family multiply: ``list``
+outermost, then ``zip``, then ``grid``, whose last key runs fastest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from pinchpoint.audit import AuditConfig
 from pinchpoint.configfile import mapping, overridden, read_text, validate
 from pinchpoint.errors import ConfigError
-from pinchpoint.recipe import Recipe
-from pinchpoint.records import SCHEMA_VERSION, Member
+from pinchpoint.study.axes import rows_of
+from pinchpoint.study.cell import Cell
+from pinchpoint.study.claims import ClaimConfig
+from pinchpoint.study.cut import scaled
+from pinchpoint.study.maker import Maker, look_up
+
+Level = tuple[int, str, Cell]
+"""Number, label and configuration."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cell(Recipe):
-    """Everything one run depends on, but the seed: how its model is made, and how it is judged."""
-
-    audit: AuditConfig = AuditConfig()
-
-    def id(self, seed: int) -> str:
-        """A hash of the configuration, the seed and the schema: the same work has the same id."""
-        content = {"schema": SCHEMA_VERSION, "cell": self.identity(), "seed": seed}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
 class FamilyConfig(_Strict):
-    """Models of rising compressibility: ``fixed`` overrides ``base``, ``grid`` runs from none to strong."""
+    """Models of rising compressibility, or along any other axis. ``fixed`` overrides ``base``, the axes override both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # labels: [full, 32, 16]
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     title: str = ""
-    view: Literal["neuron", "spectral"]
+    view: Literal["neuron", "spectral"] = Field(description="the compressibility by which its models are ranked")
     fixed: dict[str, Any] = {}
-    grid: dict[str, list[Any]]
-    labels: list[str] | None = Field(default=None, description="one a level; made from the values where null")
+    grid: dict[str, list[Any]] = Field(default={}, description="paths and their values, multiplied")
+    zipped: dict[str, list[Any]] = Field(default={}, alias="zip", description="paths and values that go together")
+    listed: tuple[dict[str, Any], ...] = Field(
+        default=(), alias="list", description="levels written out, each a mapping of paths"
+    )
+    labels: tuple[str, ...] | None = Field(default=None, description="one a level; made from the values where null")
 
     @model_validator(mode="after")
     def _not_empty(self) -> FamilyConfig:
-        empty = [key for key, values in self.grid.items() if not values]
-        if not self.grid or empty:
-            seen = f"no value for {empty[0]}" if empty else "no key"
-            raise ConfigError(
-                f"the grid of family '{self.name}' must hold values", seen, "list one value or more a key"
-            )
-        levels = math.prod(len(values) for values in self.grid.values())
+        levels = len(self.rows())
         if self.labels is not None and len(self.labels) != levels:
             raise ConfigError(
                 f"family '{self.name}' needs one label a level, {levels} in all",
@@ -77,15 +65,29 @@ class FamilyConfig(_Strict):
             )
         return self
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What each level overrides.
+
+        Raises:
+            ConfigError: where an axis is empty, a key is given twice, or zipped lists differ in length.
+        """
+        return rows_of(self.name, self.listed, self.zipped, self.grid)
+
 
 class StudyConfig(_Strict):
     """A whole study."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     title: str = ""
+    paper: str = Field(default="", description="what of the paper it repeats, or 'beyond'")
+    about: str = Field(default="", description="what it asks, how it differs from the paper, what is to be downloaded")
     seeds: tuple[int, ...]
-    base: dict[str, Any] = {}
+    base: dict[str, Any] = Field(default={}, description="a cell, see the definition Cell")
     families: tuple[FamilyConfig, ...]
+    claims: tuple[ClaimConfig, ...] = ()
+
+    _levels: dict[str, list[Level]] = PrivateAttr(default_factory=dict)
+    _maker: Maker | None = PrivateAttr(default=None)
 
     @field_validator("seeds")
     @classmethod
@@ -101,9 +103,16 @@ class StudyConfig(_Strict):
         names = [family.name for family in self.families]
         if not names or len(set(names)) != len(names):
             raise ConfigError("a study needs families with distinct names", names, "rename or add one")
+        claimed = [claim.id for claim in self.claims]
+        if len(set(claimed)) != len(claimed):
+            raise ConfigError("claims need distinct ids", claimed, "rename one")
         judged: dict[frozenset[object], str] = {}
+        seen: set[int] = set()
         for family in self.families:
             for level, _, cell in self.levels(family):
+                if id(cell.audit) in seen:
+                    continue
+                seen.add(id(cell.audit))
                 threats = cell.audit.threats
                 budgets = ", ".join(f"{threat.norm} {threat.eps:g}" for threat in threats)
                 key = frozenset((threat.norm, threat.eps, threat.universal_eps) for threat in threats)
@@ -114,59 +123,59 @@ class StudyConfig(_Strict):
                 " and ".join(list(judged.values())[:2]),
                 "list further budgets in curve, or make it two studies",
             )
+        for claim in self.claims:
+            claim.check({family.name: [label for _, label, _ in self.levels(family)] for family in self.families})
         return self
 
-    def levels(self, family: FamilyConfig) -> Iterator[tuple[int, str, Cell]]:
-        """Number, label and configuration of each level of a family's grid.
+    def levels(self, family: FamilyConfig) -> list[Level]:
+        """Number, label and configuration of each level of a family.
 
         Raises:
             ConfigError: where a key is unknown or a value does not fit.
         """
-        for level, values in enumerate(itertools.product(*family.grid.values())):
-            overrides = dict(zip(family.grid, values, strict=True))
-            cell = make_cell(self.base, {**family.fixed, **overrides}, where=f"family '{family.name}'")
-            made = ", ".join(f"{key.rpartition('.')[2]} {_show(_look_up(cell, key))}" for key in family.grid)
-            yield level, made if family.labels is None else family.labels[level], cell
+        if family.name not in self._levels:
+            self._levels[family.name] = list(self._made(family))
+        return self._levels[family.name]
 
-    def plan(self) -> list[Task]:
-        """Every run of the study, once, in the order of families, levels and seeds (seeds outermost)."""
-        tasks: dict[str, Task] = {}
-        for seed, family in itertools.product(self.seeds, self.families):
-            for level, label, cell in self.levels(family):
-                run = cell.id(seed)
-                member = Member(family=family.name, level=level, label=label, seed=seed, run=run)
-                tasks.setdefault(run, Task(run, cell, seed, [])).members.append(member)
-        return list(tasks.values())
+    def surrogate(self, cell: Cell) -> Cell | None:
+        """The cell whose model lends its examples to this one's transfer attack."""
+        if cell.surrogate is None:
+            return None
+        content = cell.model_dump(mode="json", exclude={"surrogate": True, "audit": {"stages"}})
+        return make_cell(content, cell.surrogate.set, "surrogate.set")
 
-
-@dataclass(frozen=True)
-class Task:
-    """One run to do: its id, configuration and seed, and the places in the study it fills."""
-
-    id: str
-    cell: Cell
-    seed: int
-    members: list[Member]
-
-    @property
-    def label(self) -> str:
-        """Short name for people."""
-        first = self.members[0]
-        return f"{first.family}: {first.label}, seed {self.seed}"
+    def _made(self, family: FamilyConfig) -> Iterator[Level]:
+        if self._maker is None:
+            self._maker = Maker(self.base)
+        for level, row in enumerate(family.rows()):
+            cell = self._maker.cell({**family.fixed, **row}, f"family '{family.name}'")
+            if family.labels is not None:
+                yield level, family.labels[level], cell
+            else:
+                yield level, ", ".join(f"{key.rpartition('.')[2]} {_show(look_up(cell, key))}" for key in row), cell
 
 
-def read(path: Path) -> StudyConfig:
+def read(path: Path, *, scale: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
     """Read and validate a study file.
+
+    Args:
+        path: the file.
+        scale: one of the file's ``scales``, laid over the rest.
+        overrides: values at dotted paths: of the file (``seeds``, ``base.train.epochs``, ``families.NAME.grid``), or of
+            ``base`` (``train.epochs``).
 
     Raises:
         ConfigError: where the file is missing, is not YAML, holds unknown keys or values that do not fit.
     """
-    return parse(read_text(path, "a study file"), str(path))
+    return parse(read_text(path, "a study file"), str(path), scale=scale, overrides=overrides)
 
 
-def parse(text: str, where: str = "the study") -> StudyConfig:
-    """Validate a study given as YAML text."""
-    return validate(StudyConfig, mapping(text, where, "study, seeds, base and families"), where)
+def parse(
+    text: str, where: str = "the study", *, scale: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """Validate a study given as YAML text; see ``read``."""
+    content = scaled(mapping(text, where, "study, seeds, base and families"), scale, overrides or {}, where)
+    return validate(StudyConfig, content, where)
 
 
 def make_cell(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str = "the configuration") -> Cell:
@@ -176,13 +185,6 @@ def make_cell(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str 
     0.001
     """
     return validate(Cell, overridden(base, overrides, where), where)
-
-
-def _look_up(cell: Cell, path: str) -> Any:
-    value: Any = cell
-    for part in path.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
-    return value
 
 
 def _show(value: Any) -> str:

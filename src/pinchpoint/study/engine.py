@@ -1,6 +1,7 @@
-"""Who does the tasks: this process, or a few worker processes on this machine. The records are the same.
+"""Who does the stages: this process, a few worker processes on this machine, or (``ray_engine``, ``slurm``) a cluster.
 
-A run uses its own number of threads (``threads`` in its configuration), so its numbers do not depend on the engine.
+An engine is handed jobs and says what became of them; it knows nothing of what a job means. A stage uses its own number of
+threads (``threads`` in its configuration), so its numbers do not depend on the engine.
 """
 
 from __future__ import annotations
@@ -10,52 +11,50 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from pinchpoint.errors import PinchpointError, StoreError
-from pinchpoint.study.config import Task
-from pinchpoint.study.run import do
-from pinchpoint.study.store import Store
+from pinchpoint.errors import PinchpointError
+from pinchpoint.study.graph import Key
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A run that could not be done, and why."""
+class Job:
+    """A piece of work: ``call(*arguments)`` does it, and both cross process borders. ``gpus`` is 1 where it may use one."""
 
-    label: str
-    reason: str
-
-
-class Watcher(Protocol):
-    """Told what happens; all calls come from the driver's process."""
-
-    def stage(self, task: Task, stage: str) -> None:
-        """A task has reached a stage (in-process only)."""
-
-    def finished(self, task: Task, failure: Failure | None) -> None:
-        """A task is done."""
+    key: Key
+    call: Callable[..., object]
+    arguments: tuple[Any, ...]
+    cpus: int = 1
+    gpus: int = 0
 
 
-def work(tasks: Sequence[Task], store: Store, watcher: Watcher, *, workers: int = 1) -> list[Failure]:
-    """Do all tasks. A run that fails for its own reasons is noted and the others go on.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: ``value`` is what it returned, ``error`` what it raised, ``lost`` says why nobody knows."""
 
-    Args:
-        tasks: what to do; finished ones cost nothing.
-        store: where the runs go.
-        watcher: told of progress.
-        workers: 1 works in this process; more start as many processes.
+    key: Key
+    value: object = None
+    error: Exception | None = None
+    lost: str | None = None
 
-    Raises:
-        StoreError: where nothing can be written; the rest is not tried.
-        KeyboardInterrupt: passed on; finished runs are kept, unfinished ones leave nothing behind.
-    """
-    if workers <= 1 or len(tasks) <= 1:
-        return _here(tasks, store, watcher)
-    return _beside(tasks, store, watcher, min(workers, len(tasks)))
+
+class Engine(Protocol):
+    """Does jobs, ``slots`` at a time."""
+
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Take a job; at most ``slots`` are taken and not yet given back."""
+
+    def wait(self, seconds: float) -> Sequence[Outcome]:
+        """What has ended since the last call; waits up to so many seconds for something."""
+
+    def close(self) -> None:
+        """Let go of everything, jobs in hand included; they leave nothing behind."""
 
 
 def default_workers() -> int:
@@ -64,70 +63,102 @@ def default_workers() -> int:
     return min(cores, 4)
 
 
-def _here(tasks: Sequence[Task], store: Store, watcher: Watcher) -> list[Failure]:
-    failures = []
-    for task in tasks:
-        failure = None
+class Here:
+    """This process, one job after the other."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._ended: list[Outcome] = []
+
+    def submit(self, job: Job) -> None:
+        """Does it at once."""
         try:
-            do(task, store, _reporter(watcher, task))
-        except StoreError:
-            raise
+            self._ended.append(Outcome(job.key, job.call(*job.arguments)))
         except PinchpointError as error:
-            failure = Failure(task.label, str(error))
-            failures.append(failure)
-        watcher.finished(task, failure)
-    return failures
+            self._ended.append(Outcome(job.key, error=error))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """What was done."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        """Nothing is in hand."""
 
 
-def _reporter(watcher: Watcher, task: Task) -> Callable[[str], None]:
-    return lambda stage: watcher.stage(task, stage)
+class Processes:
+    """Worker processes on this machine. Where one dies, all are replaced, and what they had in hand is lost.
 
+    Args:
+        workers: how many.
+    """
 
-def _beside(tasks: Sequence[Task], store: Store, watcher: Watcher, workers: int) -> list[Failure]:
-    failures = []
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
+    def __init__(self, workers: int) -> None:
+        self.slots = workers
+        self._running: dict[Future[object], Key] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, job: Job) -> None:
+        """Hands it to a worker."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), initializer=_begin)
         with _interrupts_held():
-            waiting = {executor.submit(_attempt, task, store): task for task in tasks}
-        for future in as_completed(waiting):
-            task = waiting[future]
-            failure = future.result()
-            if failure is not None:
-                failures.append(failure)
-            watcher.finished(task, failure)
-    except BrokenProcessPool:
-        raise StoreError(
-            "worker processes must live to the end",
-            "one was killed (out of memory?)",
-            "run again with --workers 1, finished runs are kept",
-        ) from None
-    except BaseException:
-        for process in list((executor._processes or {}).values()):
+            try:
+                self._running[self._pool.submit(_attempt, job)] = job.key
+            except BrokenProcessPool:  # seen when the others are waited for
+                lost: Future[object] = Future()
+                lost.set_exception(BrokenProcessPool())
+                self._running[lost] = job.key
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """What workers have given back."""
+        done, _ = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED)
+        outcomes, broken = [], False
+        for future in done:
+            key = self._running.pop(future)
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                outcomes.append(Outcome(key, lost="its process was killed (out of memory?)"))
+                broken = True
+            elif error is None:
+                outcomes.append(Outcome(key, future.result()))
+            elif isinstance(error, Exception):
+                outcomes.append(Outcome(key, error=error))
+            else:
+                raise error
+        if broken:
+            outcomes += [Outcome(key, lost="its process was killed (out of memory?)") for key in self._running.values()]
+            self._running = {}
+            self._end()
+        return outcomes
+
+    def close(self) -> None:
+        """Ends the workers; what they had in hand is cleared away before this returns."""
+        self._end()
+
+    def _end(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        for process in list((pool._processes or {}).values()):
             process.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)  # waits: what workers had in hand is cleared away before anyone counts
-    return failures
+        pool.shutdown(cancel_futures=True)
 
 
-def _attempt(task: Task, store: Store) -> Failure | None:
+def _attempt(job: Job) -> object:
+    """In a worker. Terminated, it clears away what it was writing."""
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        signal.signal(signal.SIGTERM, _leave)
-        try:
-            do(task, store)
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return job.call(*job.arguments)
     except SystemExit:
-        os._exit(143)  # passed on, the pool would catch it and hand this process the next task
-    except StoreError:
-        raise
-    except PinchpointError as error:
-        return Failure(task.label, str(error))
-    return None
+        os._exit(143)  # passed on, the pool would catch it and hand this process the next job
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _leave(number: int, frame: object) -> None:
-    """Lets the temporary directory of the run in hand be removed, whoever else asks meanwhile."""
+    """Lets the temporary directory of the stage in hand be removed, whoever else asks meanwhile."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(143)
 
@@ -139,10 +170,11 @@ def _begin() -> None:
 
 
 def _follow() -> None:
-    driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        with suppress(ProcessLookupError):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

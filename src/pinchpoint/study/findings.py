@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pinchpoint.records import Correlation, Family, Level, Norm, Peak
+from pinchpoint.records import Correlation, Family, Level, Peak, ThreatNorm
 
 _LEVEL = 0.05
 
@@ -23,7 +23,11 @@ def direction(correlation: Correlation) -> int:
 
 
 def findings(
-    norm: Norm, eps: float, correlations: Sequence[Correlation], levels: Sequence[Level], peaks: Sequence[Peak] = ()
+    norm: ThreatNorm,
+    eps: float,
+    correlations: Sequence[Correlation],
+    levels: Sequence[Level],
+    peaks: Sequence[Peak] = (),
 ) -> list[str]:
     """What happened to robust accuracy as compressibility rose, at the judged budget and over the curve."""
     found = _find(correlations, "robust_accuracy", norm, eps)
@@ -123,7 +127,7 @@ def _short(correlation: Correlation, peaks: Sequence[Peak]) -> str:
     return f"{_name(correlation.norm, correlation.eps)}: Spearman {rho}{at}"
 
 
-def _judged(family: Family, norm: Norm | None) -> Correlation | None:
+def _judged(family: Family, norm: ThreatNorm | None) -> Correlation | None:
     """The correlation at the judged budget: the one at which the loss gap was measured."""
     gap = next((c for c in family.correlations if c.metric == "gap" and c.norm == norm), None)
     return (
@@ -133,11 +137,11 @@ def _judged(family: Family, norm: Norm | None) -> Correlation | None:
     )
 
 
-def _find(correlations: Sequence[Correlation], metric: str, norm: Norm, eps: float) -> Correlation:
+def _find(correlations: Sequence[Correlation], metric: str, norm: ThreatNorm, eps: float) -> Correlation:
     return next(c for c in correlations if (c.metric, c.norm, c.eps) == (metric, norm, eps))
 
 
-def _name(norm: Norm | None, eps: float | None) -> str:
+def _name(norm: ThreatNorm | None, eps: float | None) -> str:
     return f"{norm} {eps:g}"
 
 

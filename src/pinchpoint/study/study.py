@@ -1,95 +1,156 @@
-"""A study from beginning to end: check, run what is missing, summarise, write."""
+"""A study from beginning to end: check, do what is missing, put together, summarise, write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
-from pinchpoint.errors import ConfigError
 from pinchpoint.records import Run, Summary
-from pinchpoint.study.config import StudyConfig, Task, parse
-from pinchpoint.study.engine import Failure, Watcher, work
-from pinchpoint.study.run import check
+from pinchpoint.study.config import StudyConfig
+from pinchpoint.study.drive import Watcher, drive
+from pinchpoint.study.engine import Engine, Here, Processes
+from pinchpoint.study.graph import Key
+from pinchpoint.study.outputs import belongs_to, write_rows, write_summary
+from pinchpoint.study.plan import Plan, Task, plan
+from pinchpoint.study.runs import together
 from pinchpoint.study.store import Store
 from pinchpoint.study.summary import summarise
 
 
-class Silent:
-    """A watcher that says nothing."""
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be done, and why."""
 
-    def stage(self, task: Task, stage: str) -> None:
-        """Nothing."""
-
-    def finished(self, task: Task, failure: Failure | None) -> None:
-        """Nothing."""
+    label: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study has come."""
+    """How far a study has come: runs and stages, whole; what waits; what failed; who is at what."""
 
     total: int
     finished: int
+    stages: dict[str, tuple[int, int]]
     waiting: tuple[str, ...]
+    failed: tuple[Failure, ...]
+    running: dict[str, str]
 
 
-def catalogue(name: str) -> StudyConfig:
-    """A study that comes with the package, by name.
+def status(config: StudyConfig, store: Store, planned: Plan | None = None) -> Status:
+    """Which stages are finished, as of now. A plan that was made already need not be made again."""
+    planned = planned or plan(config)
+    finished = store.finished()
+    waiting = planned.waiting(finished)
+    failed = failures(config, store, planned)
+    labels = {failure.label for failure in failed}
+    stages: dict[str, tuple[int, int]] = {}
+    for key in planned.stages:
+        done, of = stages.get(key[0], (0, 0))
+        stages[key[0]] = (done + (key in finished), of + 1)
+    names = {f"{kind}-{name}" for kind, name in planned.stages}
+    return Status(
+        total=len(planned.tasks),
+        finished=len(planned.tasks) - len(waiting),
+        stages=stages,
+        waiting=tuple(task.label for task in waiting if task.label not in labels),
+        failed=tuple(failed),
+        running={name: owner for name, owner in store.claims().items() if name in names},
+    )
 
-    Raises:
-        ConfigError: where there is none of that name.
 
-    >>> catalogue("demo").seeds
-    (0, 1, 2)
-    """
-    files = {file.name: file for file in (resources.files("pinchpoint.study") / "paper").iterdir()}
-    if f"{name}.yaml" not in files:
-        known = ", ".join(sorted(file.removesuffix(".yaml") for file in files))
-        raise ConfigError("a study of the catalogue must be known by name", name, f"use one of: {known}")
-    return parse(files[f"{name}.yaml"].read_text(encoding="utf-8"), f"{name}.yaml")
+def failures(config: StudyConfig, store: Store, planned: Plan | None = None) -> list[Failure]:
+    """Runs that need a stage which failed, with its reason."""
+    planned = planned or plan(config)
+    bad = {key for key in store.failures() if key in planned.stages}
+    reasons = {key: record.reason or "" for key, record in store.load(bad).items() if record.status == "failed"}
+    return _of_runs(planned.tasks, reasons)
 
 
-def status(config: StudyConfig, store: Store) -> Status:
-    """Which runs are finished."""
-    tasks = config.plan()
-    waiting = tuple(task.label for task in tasks if not store.has(task.id))
-    return Status(len(tasks), len(tasks) - len(waiting), waiting)
-
-
-def run(config: StudyConfig, store: Store, *, watcher: Watcher | None = None, workers: int = 1) -> list[Failure]:
-    """Run what is not finished. Finished runs are never run again.
+def run(
+    config: StudyConfig,
+    store: Store,
+    *,
+    watcher: Watcher | None = None,
+    workers: int = 1,
+    engine: Engine | None = None,
+    retry_failed: bool = False,
+) -> list[Failure]:
+    """Do what is not finished. What is finished is never done again.
 
     Args:
         config: the study.
-        store: where runs are kept.
+        store: where stages are kept.
         watcher: told of progress.
-        workers: processes to use.
+        workers: processes to use, where no engine is given; 1 works in this process.
+        engine: who does the stages; it is closed.
+        retry_failed: forget failures first.
 
     Returns:
-        Runs that failed for their own reasons.
+        Runs that failed for their own reasons, now or before.
 
     Raises:
         PinchpointError: before anything is written, where some run cannot work; or where the store cannot be written.
     """
-    store.belongs_to(config.study)
+    from pinchpoint.study.perform import check, perform
+
+    planned = plan(config)
     store.sweep()
-    tasks = [task for task in config.plan() if not store.has(task.id)]
-    if not tasks:
+    if retry_failed:
+        for key in store.failures() & planned.stages.keys():
+            store.remove(key)
+    waiting = planned.waiting(store.finished())
+    if not waiting:
         return []
-    check(tasks)
-    return work(tasks, store, watcher or Silent(), workers=workers)
+    bad = store.failures()
+    check(task.cell for task in waiting if bad.isdisjoint(task.stages))
+    wanted: set[Key] = {key for task in waiting for key in task.stages}
+    stages = {key: stage for key, stage in planned.stages.items() if key in wanted}
+    engine = engine or (Here() if workers <= 1 or len(stages) == 1 else Processes(workers))
+    try:
+        reasons = drive(stages, store, engine, perform, watcher)
+    finally:
+        engine.close()
+    store.compact()
+    return _of_runs(waiting, reasons)
 
 
-def gather(config: StudyConfig, store: Store, failures: Sequence[Failure] = ()) -> tuple[Summary, list[Run]]:
-    """The summary and records of the finished runs, and summary.json and records.parquet written into the store.
+def _of_runs(tasks: Iterable[Task], reasons: dict[Key, str]) -> list[Failure]:
+    found = []
+    for task in tasks:
+        reason = next((reasons[key] for key in task.stages if key in reasons), None)
+        if reason is not None:
+            found.append(Failure(task.label, reason))
+    return found
+
+
+def finished_runs(planned: Plan, store: Store) -> dict[str, Run]:
+    """Runs of which every stage is there, by id."""
+    records = store.load(planned.stages)
+    found = {task.id: together(task, planned.stages, records) for task in planned.tasks}
+    return {name: run for name, run in found.items() if run is not None}
+
+
+def gather(
+    config: StudyConfig, store: Store, failures: Sequence[Failure] = (), folder: Path | None = None
+) -> tuple[Summary, list[Run]]:
+    """The summary and records of the finished runs, with summary.json and records.parquet written.
+
+    Args:
+        config: the study.
+        store: where its stages are.
+        failures: what ``run`` returned.
+        folder: for the two files; the store's own where None.
 
     Raises:
-        StoreError: where no run is finished.
+        StoreError: where no run is finished, or the folder belongs to another study.
     """
-    store.belongs_to(config.study)
-    runs = {task.id: store.load(task.id) for task in config.plan() if store.has(task.id)}
-    summary = summarise(config, runs, failures)
-    store.write_summary(summary)
-    store.write_parquet(summary.models)
+    folder = store.root if folder is None else folder
+    belongs_to(folder, config.study)
+    planned = plan(config)
+    runs = finished_runs(planned, store)
+    summary = summarise(config, planned, runs, failures)
+    write_summary(folder, summary)
+    write_rows(folder, summary.models)
     return summary, list(runs.values())

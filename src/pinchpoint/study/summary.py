@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pinchpoint.errors import StoreError
-from pinchpoint.records import Correlation, Family, Level, Member, Norm, Peak, Run, Summary
+from pinchpoint.records import Correlation, Family, Level, Member, Peak, Run, Summary, ThreatNorm
 from pinchpoint.study.config import FamilyConfig, StudyConfig
-from pinchpoint.study.engine import Failure
 from pinchpoint.study.findings import bound_finding, findings, headline
+from pinchpoint.study.plan import Plan
 
 _METRICS = (
     "robust_accuracy",
     "robust_over_clean",
     "universal_accuracy",
+    "query_accuracy",
+    "transferred_accuracy",
     "gap",
     "gap_bound",
     "lipschitz",
@@ -25,13 +27,31 @@ _METRICS = (
 )
 
 
-def summarise(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Failure] = ()) -> Summary:
+class Failed(Protocol):
+    """A run that failed, and why."""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+
+
+def summarise(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failures: Sequence[Failed] = ()) -> Summary:
     """Summarise the runs that are there.
+
+    Args:
+        config: the study.
+        planned: its runs.
+        runs: those that are finished, by id.
+        failures: runs that failed.
 
     Raises:
         StoreError: where none is.
     """
-    members = [member for task in config.plan() for member in task.members if member.run in runs]
+    members = [member for task in planned.tasks for member in task.members if member.run in runs]
     if not members:
         raise StoreError(
             "a report needs at least one finished run",
@@ -57,7 +77,7 @@ def summarise(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[F
         bound_vs_gap=bound_vs_gap,
         models=rows,
         members=members,
-        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, runs, failures)],
+        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, runs, failures)],
         versions=first.versions,
         machine=first.machine,
     )
@@ -77,6 +97,7 @@ def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
         "neuron": audit.profile.neuron,
         "spectral": audit.profile.spectral,
         "clean_accuracy": audit.clean_accuracy,
+        "parameters": audit.parameters,
     }
     for robustness in audit.robustness:
         norm = robustness.norm
@@ -89,6 +110,8 @@ def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
             ),
             f"universal_accuracy_{norm}": robustness.universal_accuracy,
             f"universal_eps_{norm}": robustness.universal_eps,
+            f"query_accuracy_{norm}": robustness.query_accuracy,
+            f"transferred_accuracy_{norm}": robustness.transferred_accuracy,
             f"gap_{norm}": robustness.gap,
             f"gap_bound_{norm}": robustness.gap_bound,
             f"curve_{norm}": [point.model_dump() for point in robustness.curve],
@@ -121,13 +144,13 @@ def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
         for layer in audit.profile.layers
     ]
     row["epochs"] = run.training.epochs
-    row["seconds"] = run.training.seconds + sum(audit.seconds.values())
+    row["seconds"] = sum(audit.seconds.values())
     return row
 
 
 def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str, Run]) -> Family:
     correlations = [_correlation(rows, "clean_accuracy", None, None, [row["clean_accuracy"] for row in rows])]
-    norms: dict[Norm, float] = {item.norm: item.eps for item in runs[rows[0]["run"]].audit.robustness}
+    norms: dict[ThreatNorm, float] = {item.norm: item.eps for item in runs[rows[0]["run"]].audit.robustness}
     for norm, eps in norms.items():
         for metric in _METRICS:
             values = [row.get(f"{metric}_{norm}") for row in rows]
@@ -152,7 +175,7 @@ def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str,
     )
 
 
-def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: Norm) -> Peak | None:
+def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: ThreatNorm) -> Peak | None:
     """Whether, in every seed (two or more), an inner level lies above both ends of the family."""
     key = f"robust_accuracy_{norm}"
     seeds = {row["seed"] for row in rows}
@@ -180,7 +203,7 @@ def _level(rows: list[dict[str, Any]], level: int) -> Level:
 def _correlation(
     rows: list[dict[str, Any]],
     metric: str,
-    norm: Norm | None,
+    norm: ThreatNorm | None,
     eps: float | None,
     values: Sequence[float | None],
     against: str = "compressibility",
@@ -204,7 +227,7 @@ def _correlation(
     )
 
 
-def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[Norm, float]) -> list[Correlation]:
+def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float]) -> list[Correlation]:
     """Does the gap bound rank all models of the study, each counted once, as the attacks do?"""
     once = list({row["run"]: row for row in rows}.values())
     return [
@@ -239,9 +262,9 @@ def _spearman(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[flo
     return rho, float(2.0 * stdtr(freedom, -abs(rho) * math.sqrt(freedom / (1.0 - rho * rho))))
 
 
-def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Failure]) -> list[str]:
+def _notes(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failures: Sequence[Failed]) -> list[str]:
     notes = []
-    missing = [task.label for task in config.plan() if task.id not in runs]
+    missing = [task.label for task in planned.tasks if task.id not in runs]
     if missing:
         notes.append(f"{len(missing)} runs of the study are not finished; the first is {missing[0]}.")
     notes += [f"Failed: {failure.label}: {failure.reason}" for failure in failures]
@@ -252,7 +275,7 @@ def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Fail
             "A direction counts as found where all seeds agree in sign and p < 0.05 over all models of a family (p-values "
             "take models as independent, which the seeds of one level are not)."
         )
-    shared = len({member.run for task in config.plan() for member in task.members if len(task.members) > 1})
+    shared = len({member.run for task in planned.tasks for member in task.members if len(task.members) > 1})
     if shared:
         notes.append(f"{shared} models stand in more than one family (the same configuration and seed is run once).")
     above = [
@@ -267,7 +290,7 @@ def _notes(config: StudyConfig, runs: Mapping[str, Run], failures: Sequence[Fail
     return notes + warned
 
 
-def _common_budgets(rows: Sequence[dict[str, Any]], norm: Norm) -> list[float]:
+def _common_budgets(rows: Sequence[dict[str, Any]], norm: ThreatNorm) -> list[float]:
     budgets = [{point["eps"] for point in row[f"curve_{norm}"]} for row in rows]
     return sorted(set.intersection(*budgets))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich import box
 from rich.table import Table
@@ -18,6 +18,27 @@ def legend(summary: Summary) -> str:
         "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
         f"UA: under one universal perturbation ({', '.join(budgets)}); gap: adversarial minus clean loss.\n"
     )
+
+
+def plan_tables(families: Iterable[tuple[str, str, int]], stages: Mapping[str, tuple[int, int]]) -> Iterator[Table]:
+    """What a study comes to.
+
+    Args:
+        families: name, title and number of levels of each.
+        stages: how many of each kind are finished, and how many there are.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("family", "what", "levels"):
+        table.add_column(heading, justify="right" if heading == "levels" else "left")
+    for name, title, levels in families:
+        table.add_row(name, title, str(levels))
+    yield table
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("stage", "finished", "of"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for kind, (done, of) in stages.items():
+        table.add_row(kind, str(done), str(of))
+    yield table
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:

@@ -4,6 +4,7 @@ from pinchpoint.report.figures.accuracy import accuracy, ratio
 from pinchpoint.report.figures.bounds import bound_against_gap, brackets
 from pinchpoint.report.figures.curves import correlation_curve, robustness_curves
 from pinchpoint.report.figures.mechanism import alignment, amplification
+from pinchpoint.report.figures.pictures import decision_plane, representation_pca
 from pinchpoint.report.figures.spectra import layer_names, points_a_line, spectrum
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "bound_against_gap",
     "brackets",
     "correlation_curve",
+    "decision_plane",
     "layer_names",
     "points_a_line",
     "ratio",
+    "representation_pca",
     "robustness_curves",
     "spectrum",
 ]

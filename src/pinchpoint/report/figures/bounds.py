@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pinchpoint.records import Family, Norm
+from pinchpoint.records import Family, ThreatNorm
 from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, dodge, plain, positive, short, shown, stack
 from pinchpoint.report.material import NORM_NAMES, Material, Placed
 from pinchpoint.report.palette import FAINT, MUTED
@@ -30,7 +30,7 @@ def _diagonal(low: float, high: float) -> list[Trace]:
     ]
 
 
-def bound_against_gap(material: Material, norm: Norm) -> Panel:
+def bound_against_gap(material: Material, norm: ThreatNorm) -> Panel:
     """The bound of Corollary 3.3 against the measured loss gap, one point a model, both axes logarithmic."""
     traces: list[Trace] = []
     keys: list[Key] = []
@@ -95,7 +95,7 @@ def bound_against_gap(material: Material, norm: Norm) -> Panel:
 
 
 def _marks(
-    material: Material, family: Family, norm: Norm, row: int, places: Sequence[tuple[Placed, float]]
+    material: Material, family: Family, norm: ThreatNorm, row: int, places: Sequence[tuple[Placed, float]]
 ) -> list[Trace]:
     """A bracket a model: lower bound, upper bound, and the structure-times-scale bound above it."""
     color = material.family_color(family)
@@ -146,7 +146,7 @@ def _marks(
     ]
 
 
-def _values(material: Material, family: Family, norm: Norm) -> list[float]:
+def _values(material: Material, family: Family, norm: ThreatNorm) -> list[float]:
     """All that one row of brackets shows."""
     found = [record for item in material.placed[family.name] if (record := item.bounds(norm)) is not None]
     values = [value for item in found for value in (item.lipschitz_lower, item.lipschitz, item.lipschitz_structure)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pinchpoint.records import Family, Norm
+from pinchpoint.records import Family, ThreatNorm
 from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, number, plain, shown, stack, upright
 from pinchpoint.report.material import NORM_NAMES, Material
 from pinchpoint.report.palette import INK, MUTED
@@ -17,7 +17,7 @@ def level_keys(material: Material, family: Family) -> list[Key]:
     ]
 
 
-def _lines(material: Material, family: Family, norm: Norm, row: int) -> list[Trace]:
+def _lines(material: Material, family: Family, norm: ThreatNorm, row: int) -> list[Trace]:
     """Two lines a model: what the attacks left, and under it, dashed, what is certified."""
     traces: list[Trace] = []
     for item in material.placed[family.name]:
@@ -90,7 +90,7 @@ def robustness_curves(material: Material, family: Family) -> Panel:
     )
 
 
-def correlation_curve(material: Material, norm: Norm) -> Panel:
+def correlation_curve(material: Material, norm: ThreatNorm) -> Panel:
     """Spearman's rho of robust accuracy with compressibility against eps, one line a family."""
     traces: list[Trace] = []
     keys, told = [], []

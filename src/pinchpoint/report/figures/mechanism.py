@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pinchpoint.records import Family, LayerMechanism, Norm
+from pinchpoint.records import Family, LayerMechanism, ThreatNorm
 from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, dodge, number, plain, short, stack
 from pinchpoint.report.figures.curves import level_keys
 from pinchpoint.report.figures.spectra import layer_names
@@ -22,7 +22,7 @@ def _names(material: Material, family: Family) -> list[str]:
     return known + [name for name in found if name not in known]
 
 
-def _layers(item: Placed, norm: Norm) -> dict[str, LayerMechanism]:
+def _layers(item: Placed, norm: ThreatNorm) -> dict[str, LayerMechanism]:
     record = item.mechanism(norm)
     return {layer.name: layer for layer in record.layers} if record else {}
 

@@ -1,0 +1,61 @@
+"""Stages that look at a model: each is a step of an audit, and its record what that step found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pinchpoint.audit import steps
+from pinchpoint.errors import ModelError
+from pinchpoint.learn import AnyDataset
+from pinchpoint.records import Record
+from pinchpoint.study.graph import Stage
+
+_POINTS = "points.safetensors"
+"""The worst points that the attack found, for the first samples, for those who look at them."""
+
+
+def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path | None, folder: Path) -> Record:
+    """Do one step of the audit.
+
+    Args:
+        stage: which.
+        models: the one judged, then a surrogate where there is one.
+        data: judged on its test part.
+        points: where the attack's stage lies, for steps that look at what it found.
+        folder: for the stage's files.
+
+    Raises:
+        ModelError: where the step cannot be done for this model.
+    """
+    config, model = stage.cell.audit, models[0]
+    device = next(model.parameters()).device
+    x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
+    if stage.kind == "profile":
+        return steps.measure(model, x, y, config)
+    threat, seed = stage.threat, stage.seed
+    if stage.kind == "bound":
+        return steps.bound(model, x, y, threat, config)
+    if stage.kind == "attack":
+        found, where = steps.attack(model, x, y, threat, config, seed)
+        save_file({"x": where[: config.traced_samples].cpu().contiguous()}, folder / _POINTS)
+        return found
+    if stage.kind == "universal":
+        fit = (data.x_train.to(device), data.y_train.to(device))
+        return steps.fool(model, fit, x, y, threat, config, seed)
+    if stage.kind == "query":
+        return steps.query(model, x, y, threat, config, seed)
+    if stage.kind == "transferred":
+        return steps.carry(models[1], model, x, y, threat, config, seed)
+    assert points is not None
+    where = _points(points, device)
+    if stage.kind == "mechanism":
+        return steps.explain(model, x[: len(where)], where, threat, config)
+    raise ModelError("a stage must be known", stage.kind, "update pinchpoint")
+
+
+def _points(folder: Path, device: torch.device) -> Tensor:
+    return load_file(folder / _POINTS)["x"].to(device)

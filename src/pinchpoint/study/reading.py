@@ -1,0 +1,234 @@
+"""What the rows of a study say about one claim at one budget: effect, seed by seed, and the chance of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pinchpoint.records import Interval, Part
+from pinchpoint.study import wording
+from pinchpoint.study.claims import ContrastConfig, TrendConfig
+from pinchpoint.study.resampling import bootstrap
+from pinchpoint.study.statistics import Association, associate, paired
+
+Row = Mapping[str, Any]
+
+LEVEL = 0.05
+_SAME = 1e-6
+"""Budgets closer than this (relatively) are one: a decimal in a file may be a rounded fraction."""
+
+
+@dataclass
+class Reading:
+    """What the rows say about one claim at one budget, before any correction.
+
+    ``effect`` and ``by_seed`` are as in ``Verdict``. ``reason`` says why the signs decide nothing, ``testable`` whether
+    other orders of the same values could have decided anything: if not, there is no test to correct for. ``way`` tells
+    the means along, ``shape`` a rise and fall.
+    """
+
+    where: str
+    seeds: list[int] = field(default_factory=list)
+    by_seed: list[float | None] = field(default_factory=list)
+    effect: float | None = None
+    interval: Interval | None = None
+    p_value: float | None = None
+    floor: float | None = None
+    test: str = ""
+    parts: list[Part] = field(default_factory=list)
+    way: str = ""
+    shape: str = ""
+    reason: str | None = None
+    testable: bool = True
+
+
+def read(how: TrendConfig | ContrastConfig, eps: float | None, rows: Sequence[Row]) -> Reading:
+    return _read_contrast(how, eps, rows) if isinstance(how, ContrastConfig) else _read_trend(how, eps, rows)
+
+
+def _read_trend(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> Reading:
+    names = list(how.families or dict.fromkeys(row["family"] for row in rows))
+    groups = {name: [row for row in rows if row["family"] == name] for name in names}
+    if how.pool:
+        together = [row for name in names for row in groups[name]]
+        groups = {" and ".join(names): list({(row["run"], row["seed"]): row for row in together}.values())}
+    reading = Reading(where=" and ".join(names))
+    found: dict[str, Association] = {}
+    for name, group in groups.items():
+        x, y = _columns(how, eps, group)
+        association = associate(x, y, [row["seed"] for row in group])
+        if association is None:
+            reading.reason = reading.reason or _missing(how, name, x, y)
+        else:
+            found[name] = association
+            reading.parts.append(_part(name, association))
+    if not found:
+        reading.testable = False
+        return reading
+    associations = list(found.values())
+    reading.seeds = sorted({seed for one in associations for seed in one.by_seed})
+    reading.by_seed = [_mean(one.by_seed.get(seed) for one in associations) for seed in reading.seeds]
+    reading.effect = _mean(one.coefficient for one in associations)
+    reading.interval = _interval(reading.by_seed)
+    reading.p_value = max(one.p_value for one in associations)
+    reading.floor = max(one.floor for one in associations)
+    reading.test = associations[0].test
+    reading.reason = reading.reason or _disagreement(how, found)
+    flat = any(rho is None for one in associations for rho in one.by_seed.values())
+    reading.testable = len(found) == len(groups) and reading.floor < LEVEL and not flat
+    if min(len(one.by_seed) for one in associations) < 2:
+        reading.p_value = reading.floor = None
+    if len(names) == 1:
+        reading.way = wording.way(how.metric, _levels(how, eps, groups[names[0]]))
+        reading.shape = _shape(how, eps, groups[names[0]])
+    return reading
+
+
+def _columns(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> tuple[list[float | None], list[float | None]]:
+    """What is ranked against what."""
+    x = [_value(row, how.against, how.norm, None) for row in rows]
+    return x, [_value(row, how.metric, how.norm, eps) for row in rows]
+
+
+def _missing(how: TrendConfig, name: str, x: Sequence[float | None], y: Sequence[float | None]) -> str:
+    for metric, values in ((how.metric, y), (how.against, x)):
+        if all(value is None for value in values):
+            return f"{wording.name(metric)} was not measured in {name}"
+    return f"no seed of {name} has two levels"
+
+
+def _shape(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> str:
+    """A rise and fall, or the other way round, that every seed shows and no trend can."""
+    turns = set()
+    for seed in {row["seed"] for row in rows}:
+        x, y = _columns(how, eps, [row for row in rows if row["seed"] == seed])
+        known = sorted((a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None)
+        values = [b for _, b in known]
+        inner, ends = values[1:-1], (values[0], values[-1]) if values else (0.0, 0.0)
+        rises, falls = max(inner, default=ends[0]) > max(ends), min(inner, default=ends[0]) < min(ends)
+        turns.add(
+            "rises and then falls" if rises and not falls else "falls and then rises" if falls and not rises else ""
+        )
+    seeds = len({row["seed"] for row in rows})
+    return f"in every seed it {turns.pop()}" if seeds > 1 and len(turns) == 1 and "" not in turns else ""
+
+
+def _disagreement(how: TrendConfig, found: Mapping[str, Association]) -> str | None:
+    """Why the signs decide nothing, if they do not."""
+    if min(len(association.by_seed) for association in found.values()) < 2:
+        return "one seed decides nothing"
+    signs = {}
+    for name, association in found.items():
+        flat = [seed for seed, rho in association.by_seed.items() if rho is None]
+        if flat:
+            return (
+                f"{wording.name(how.metric)} or {wording.name(how.against)} does not vary in seed {flat[0]} of {name}"
+            )
+        signs[name] = [sign(rho) for rho in association.by_seed.values()]
+    mixed = [name for name, of_seeds in signs.items() if len(set(of_seeds)) > 1 or 0 in of_seeds]
+    if mixed:
+        falling, rising = (signs[mixed[0]].count(sign) for sign in (-1, 1))
+        flat_too = len(signs[mixed[0]]) - falling - rising
+        none = f", neither in {flat_too}" if flat_too else ""
+        return f"seeds disagree in {mixed[0]}: it falls in {falling}, rises in {rising}{none}"
+    falling_families, rising_families = ([n for n, s in signs.items() if s[0] == sign] for sign in (-1, 1))
+    if falling_families and rising_families:
+        return (
+            f"families disagree: it falls in {' and '.join(falling_families)}, rises in {' and '.join(rising_families)}"
+        )
+    return None
+
+
+def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) -> Reading:
+    sides = [
+        {
+            (row["seed"], row["label"]): _value(row, side.metric or how.metric, how.norm, eps)
+            for row in rows
+            if row["family"] == side.family and side.label in (None, row["label"])
+        }
+        for side in (how.of, how.than)
+    ]
+    reading = Reading(where=wording.sides(how))
+    if how.of.label is None:
+        of, than = sides
+    else:
+        of, than = ({(seed, ""): value for (seed, _), value in side.items()} for side in sides)
+    pairs = {
+        key: (first, second) for key, first in of.items() if first is not None and (second := than.get(key)) is not None
+    }
+    reading.seeds = sorted({seed for seed, _ in pairs})
+    for side, values in zip((how.of, how.than), sides, strict=True):
+        if all(value is None for value in values.values()):
+            at = f"{side.family} {side.label or ''}".strip()
+            reading.reason = f"{wording.name(side.metric or how.metric)} was not measured in {at}"
+            return reading
+    if not pairs:
+        reading.reason = "no seed has both sides"
+        return reading
+    means = [tuple(np.mean([pairs[k] for k in pairs if k[0] == seed], axis=0)) for seed in reading.seeds]
+    differences = [float(first - second) for first, second in means]
+    found = paired(differences)
+    reading.by_seed, reading.effect, reading.interval = list(differences), found.mean, found.interval
+    reading.p_value, reading.floor, reading.test = found.p_value, found.floor, found.test
+    reading.way = wording.means(how.metric, *np.mean(means, axis=0))
+    signs = [sign(difference) for difference in differences]
+    if len(signs) < 2:
+        reading.reason, reading.floor = "one seed decides nothing", None
+    elif not any(signs):
+        reading.reason = "there is no difference in any seed"
+    elif len(set(signs)) > 1:
+        none = f", the same in {signs.count(0)}" if 0 in signs else ""
+        reading.reason = f"seeds disagree: higher in {signs.count(1)}, lower in {signs.count(-1)}{none}"
+    return reading
+
+
+def _value(row: Row, metric: str, norm: str | None, eps: float | None) -> float | None:
+    """A measure of one model, None where it was not made."""
+    if norm is None or metric in row:
+        found = row.get(metric)
+    elif eps is None:
+        found = row.get(f"{metric}_{norm}")
+    else:
+        curve = row.get(f"curve_{norm}") or []
+        point: Row = next((point for point in curve if math.isclose(point["eps"], eps, rel_tol=_SAME)), {})
+        if metric == "robust_over_clean":
+            clean, robust = row.get("clean_accuracy"), point.get("robust_accuracy")
+            found = robust / clean if clean and robust is not None else None
+        else:
+            found = point.get(metric)
+    return None if found is None or not math.isfinite(found) else float(found)
+
+
+def _levels(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    """Label and mean over seeds of every level of one family, where it is known."""
+    for level in sorted({row["level"] for row in rows}):
+        here = [row for row in rows if row["level"] == level]
+        mean = _mean(_columns(how, eps, here)[1])
+        if mean is not None:
+            yield here[0]["label"], mean
+
+
+def _part(name: str, found: Association) -> Part:
+    p_value = found.p_value if len(found.by_seed) > 1 else None
+    return Part(family=name, rho=found.coefficient, by_seed=list(found.by_seed.values()), p_value=p_value)
+
+
+def _interval(by_seed: Sequence[float | None]) -> Interval | None:
+    known = np.array([value for value in by_seed if value is not None])
+    if len(known) < 2 or len(known) < len(by_seed):
+        return None
+    return bootstrap(lambda drawn: float(known[drawn].mean()), len(known))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def sign(value: float | None) -> int:
+    """-1, 0 or 1; 0 where there is no value."""
+    return 0 if not value else 1 if value > 0 else -1
