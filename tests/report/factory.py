@@ -136,7 +136,7 @@ def run(family: dict[str, Any], level: int, seed: int, norms: list[Norm]) -> Run
     training = Training(epochs=40, best_epoch=31, validation_loss=0.12, validation_accuracy=clean, seconds=0.8)
     return Run(
         id=name, schema_version=SCHEMA_VERSION, config=config, seed=seed, versions=VERSIONS, machine=MACHINE,
-        training=training, audit=audit,
+        model="train/0123456789abcdef", training=training, audit=audit,
     )  # fmt: skip
 
 
@@ -150,6 +150,7 @@ def row(family: dict[str, Any], level: int, record: Run) -> dict[str, Any]:
     }  # fmt: skip
     for item in audit.robustness:
         made |= {f"eps_{item.norm}": item.eps, f"certified_accuracy_{item.norm}": item.curve[3].certified_accuracy}
+        made[f"curve_{item.norm}"] = [point.model_dump() for point in item.curve]
         for key in ("robust_accuracy", "robust_over_clean", "universal_accuracy", "gap", "gap_bound"):
             made[f"{key}_{item.norm}"] = getattr(item, key)
     for limit in audit.bounds:

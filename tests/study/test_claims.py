@@ -203,6 +203,26 @@ def test_a_trend_for_several_families_must_hold_in_each():
     assert lost.tests == 0
 
 
+def test_rise_and_fall_is_told_but_decides_nothing():
+    given = rows(0.0)
+    for row in given:
+        row["robust_accuracy_linf"] = (0.5, 0.7, 0.6, 0.2)[row["level"]] + 0.01 * row["seed"]
+    verdict = one(trend(), given)
+    assert (verdict.ruling, verdict.effect) == ("undecided", pytest.approx(-0.4))
+    assert verdict.reason == "p is not below 0.05; in every seed it rises and then falls"
+    assert verdict.sentence.endswith("; p = 0.29), from 0.51 (0) over 0.71 (1) to 0.21 (3).")
+    given[4]["robust_accuracy_linf"] = 0.1  # level 1 of one seed
+    assert "then" not in one(trend(), given).reason
+    for row in given:
+        row["robust_accuracy_linf"] = (0.5, 0.1, 0.2, 0.6)[row["level"]]
+    assert one(trend(), given).reason.endswith("in every seed it falls and then rises")
+
+
+def test_levels_of_different_seeds_are_not_compared():
+    given = [row for row in rows(-0.1) if row["seed"] == row["level"] % 3 and row["level"] < 3]
+    assert one(trend(), given).reason == "no seed of rank has two levels"
+
+
 def test_pooled_models_are_ranked_together_and_each_counts_once():
     given = rows(-0.1) + rows(-0.1, family="lasso")
     shared = [row | {"run": row["run"].replace("lasso", "rank")} if row["level"] == 0 else row for row in given]

@@ -45,10 +45,8 @@ def audit(
         ConfigError: for stages that need more than one model.
     """
     config = config or AuditConfig()
-    if "transferred" in config.stages or "pictures" in config.stages:
-        raise ConfigError(
-            "an audit looks at one model", list(config.stages), "leave transferred and pictures to a study"
-        )
+    if "transferred" in config.stages:
+        raise ConfigError("an audit looks at one model", list(config.stages), "leave transferred to a study")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
     seconds: dict[str, float] = {}
@@ -85,5 +83,12 @@ def audit(
                 )
             except ModelError as error:
                 found.reasons["mechanism"] = str(error)
+        if "pictures" in config.stages and where is not None:
+            try:
+                found.pictures = timed(
+                    f"pictures {norm}", steps.draw, model, x[:kept], where[:kept], y[:kept], threat, config
+                )
+            except ModelError as error:
+                found.reasons["pictures"] = str(error)
         results.append(found)
     return assemble(measured, results, seconds)

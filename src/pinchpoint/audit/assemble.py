@@ -14,6 +14,7 @@ from pinchpoint.records import (
     Judged,
     Measured,
     Mechanism,
+    Pictures,
     Queried,
     Robustness,
 )
@@ -30,6 +31,7 @@ class Found:
     mechanism: Mechanism | None = None
     queried: Queried | None = None
     carried: Carried | None = None
+    pictures: Pictures | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +59,7 @@ def assemble(measured: Measured, found: Sequence[Found], seconds: Mapping[str, f
         bounds=[one.bounded.bounds for one in found if one.bounded is not None],
         robustness=[_robustness(one, one.judged, measured) for one in found if one.judged is not None],
         mechanism=[one.mechanism for one in found if one.mechanism is not None],
+        pictures=[one.pictures for one in found if one.pictures is not None],
         seconds=dict(seconds),
         warnings=warnings,
     )

@@ -37,6 +37,7 @@ from pinchpoint.evaluate import (
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import trace as trace_mechanism
+from pinchpoint.pictures import pictures
 from pinchpoint.records import (
     Bounded,
     Bounds,
@@ -48,6 +49,7 @@ from pinchpoint.records import (
     Measured,
     Mechanism,
     Norm,
+    Pictures,
     Queried,
     RobustAt,
     ThreatNorm,
@@ -192,6 +194,15 @@ def carry(
         robust_accuracy=verdict.robust_accuracy,
         surrogate_accuracy=accuracy(surrogate, x, y),
     )
+
+
+def draw(model: nn.Module, x: Tensor, where: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig) -> Pictures:
+    """Decision planes and representations, of the perturbations that raised the loss most.
+
+    Raises:
+        ModelError: where there is nothing to draw.
+    """
+    return pictures(model, x, where, y, threat.threat())
 
 
 def explain(model: nn.Module, x: Tensor, where: Tensor, threat: ThreatConfig, config: AuditConfig) -> Mechanism:

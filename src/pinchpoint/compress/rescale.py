@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from pinchpoint.compress.interventions import check_factor, factors
+from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import linear_modules
 from pinchpoint.measure.weights import computed_tensors
 
@@ -15,8 +16,8 @@ def rescale(model: nn.Module, factor: float, *, include_head: bool = False) -> n
     """A copy of the model with the weights of its hidden layers multiplied by ``factor``, each tensor once.
 
     Every compressibility stays, every Frobenius norm is multiplied. In a ReLU network of n hidden layers without biases all
-    logits are multiplied by factor^n, and no decision changes; behind each layer that a batch norm follows nothing does
-    (but for its ``eps``).
+    logits are multiplied by factor^n, and no decision changes. Batch norms keep statistics of the weights that were, so a
+    network with them would only be broken.
 
     Args:
         model: any module.
@@ -25,7 +26,7 @@ def rescale(model: nn.Module, factor: float, *, include_head: bool = False) -> n
 
     Raises:
         ConfigError: for a factor that is not positive and finite.
-        ModelError: for a layer that computes its weight.
+        ModelError: for a layer that computes its weight, and a batch norm with running statistics.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
@@ -34,6 +35,11 @@ def rescale(model: nn.Module, factor: float, *, include_head: bool = False) -> n
     True
     """
     check_factor(factor)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            seen = f"{type(module).__name__} at '{name}'"
+            remedy = "take a network without, or train with constant_frobenius and frobenius_scale"
+            raise ModelError("rescaling needs a network without running statistics", seen, remedy)
     rescaled = copy.deepcopy(model, computed_tensors(model))
     found = linear_modules(rescaled)
     done: set[int] = set()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from pinchpoint.records.attacked import Robustness
 from pinchpoint.records.base import Record, ThreatNorm
 from pinchpoint.records.bounded import Bounds
 from pinchpoint.records.measured import Profile
+from pinchpoint.records.pictures import Pictures
 
 
 class LayerMechanism(Record):
@@ -42,5 +45,6 @@ class Audit(Record):
     bounds: list[Bounds]
     robustness: list[Robustness]
     mechanism: list[Mechanism]
+    pictures: list[Pictures] = Field(default_factory=list)
     seconds: dict[str, float]
     warnings: list[str]

@@ -10,6 +10,7 @@ from pinchpoint.records.audited import Mechanism
 from pinchpoint.records.base import Record
 from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried
 from pinchpoint.records.made import Compressed, Training
+from pinchpoint.records.pictures import Pictures
 
 STORE_SCHEMA = 1
 """Raised when the columns of a stage's record change."""
@@ -25,6 +26,7 @@ RESULTS: dict[str, type[Record]] = {
     "mechanism": Mechanism,
     "query": Queried,
     "transferred": Carried,
+    "pictures": Pictures,
 }
 """What each kind of stage gives."""
 

@@ -33,7 +33,6 @@ class Entry:
     about: str
     scale: str
     summary: Summary
-    verdicts: Sequence[Verdict]
     command: str
     seconds: float | None
     machine: str
@@ -48,14 +47,14 @@ def page(entries: Sequence[Entry], command: str) -> str:
         command: that makes the page.
     """
     blocks = [_HEAD.format(command=command)]
-    if any(entry.verdicts for entry in entries):
+    if any(entry.summary.verdicts for entry in entries):
         blocks += ["## All claims", _counted(entries), _overview(entries)]
     blocks += [block for entry in entries for block in _entry(entry)]
     return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
 
 
 def _counted(entries: Sequence[Entry]) -> str:
-    counts = Counter(verdict.ruling for entry in entries for verdict in entry.verdicts)
+    counts = Counter(verdict.ruling for entry in entries for verdict in entry.summary.verdicts)
     total = sum(counts.values())
     told = ", ".join(f"{counts[ruling]} {ruling}" for ruling in _RULINGS)
     return f"{total} verdicts (a claim about a whole curve has one a budget): {told}."
@@ -65,7 +64,7 @@ def _overview(entries: Sequence[Entry]) -> str:
     """One row a claim; a claim judged at several budgets says at which it was what."""
     rows = []
     for entry in entries:
-        for verdicts in _by_claim(entry.verdicts):
+        for verdicts in _by_claim(entry.summary.verdicts):
             first = verdicts[0]
             rows.append(
                 (
@@ -86,7 +85,7 @@ def _entry(entry: Entry) -> Iterator[str]:
     yield f"## {cell(entry.title or entry.name)}"
     yield f"Paper: {cell(entry.paper or 'not there')}. Scale: {cell(entry.scale)}."
     yield entry.about.strip()
-    for verdicts in _by_claim(entry.verdicts):
+    for verdicts in _by_claim(entry.summary.verdicts):
         first = verdicts[0]
         yield f"**{cell(first.says)}**" + (f" ({cell(first.paper)})" if first.paper else "")
         yield cell(first.sentence) if len(verdicts) == 1 else _over_budgets(verdicts)
@@ -131,7 +130,8 @@ def _measured(entry: Entry, family: Family) -> str:
     """Means and standard deviations over seeds: what the claims speak of, and accuracies at the judged budgets."""
     keys = ["compressibility", "clean_accuracy", *(f"robust_accuracy_{norm}" for norm in SIGNS)]
     spoken = [
-        verdict.metric if verdict.norm is None else f"{verdict.metric}_{verdict.norm}" for verdict in entry.verdicts
+        verdict.metric if verdict.norm is None else f"{verdict.metric}_{verdict.norm}"
+        for verdict in entry.summary.verdicts
     ]
     known = {key for level in family.levels for key, value in level.mean.items() if finite(value) is not None}
     columns = [key for key in dict.fromkeys([*keys, *spoken]) if key in known]

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pinchpoint.audit import steps
-from pinchpoint.errors import ModelError
 from pinchpoint.learn import AnyDataset
 from pinchpoint.records import Record
 from pinchpoint.study.graph import Stage
@@ -54,7 +53,7 @@ def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path |
     where = _points(points, device)
     if stage.kind == "mechanism":
         return steps.explain(model, x[: len(where)], where, threat, config)
-    raise ModelError("a stage must be known", stage.kind, "update pinchpoint")
+    return steps.draw(model, x[: len(where)], where, y[: len(where)], threat, config)
 
 
 def _points(folder: Path, device: torch.device) -> Tensor:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -35,40 +34,44 @@ STAGE_SCHEMA = 1
 """Raised when a stage comes to mean something else; part of every stage's id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """One piece of work.
 
     Attributes:
-        digest: SHA-256 of all it depends on.
-        kind: what is done.
-        parents: ids of the stages whose results it needs, with their kinds.
+        key: kind and id: its place in a store.
+        hashed: SHA-256 of all it depends on.
+        parents: keys of the stages whose results it needs.
         cell: where its configuration stands.
         seed: of everything it draws.
         norm: the threat's, where it is about one.
     """
 
-    digest: str
-    kind: Kind
+    key: Key
+    hashed: bytes
     parents: tuple[Key, ...]
     cell: Cell
     seed: int
     norm: ThreatNorm | None = None
 
     @property
+    def kind(self) -> Kind:
+        """What is done."""
+        return self.key[0]
+
+    @property
     def id(self) -> str:
-        """What it is kept under: the first 16 digits of the digest."""
-        return self.digest[:16]
+        """What it is kept under: the first 16 digits of its hash."""
+        return self.key[1]
+
+    @property
+    def digest(self) -> str:
+        """The whole hash."""
+        return self.hashed.hex()
 
     @property
     def threat(self) -> ThreatConfig:
         """The threat it is about."""
         return next(threat for threat in self.cell.audit.threats if threat.norm == self.norm)
-
-    @property
-    def key(self) -> Key:
-        """Kind and id: its place in a store."""
-        return self.kind, self.id
 
     @property
     def name(self) -> str:
@@ -123,10 +126,10 @@ class Hasher:
     """Ids of the stages of cells, quickly: a section that many cells share, as one object, is written out once."""
 
     def __init__(self) -> None:
-        self._digests: dict[tuple[int, str], tuple[object, str]] = {}
-        self._audits: dict[int, tuple[AuditConfig, list[tuple[Kind, ThreatNorm | None, str]]]] = {}
+        self._digests: dict[tuple[int, str], tuple[object, bytes]] = {}
+        self._audits: dict[tuple[int, bytes], tuple[AuditConfig, list[tuple[Kind, ThreatNorm | None, bytes]]]] = {}
 
-    def stages(self, cell: Cell, seed: int, surrogate: Cell | None = None) -> Iterator[Stage]:
+    def stages(self, cell: Cell, seed: int, surrogate: Cell | None = None) -> list[Stage]:
         """The stages of a run, parents first; the last model of the first three kinds is the one judged.
 
         Args:
@@ -134,74 +137,84 @@ class Hasher:
             seed: of the run.
             surrogate: the cell whose model lends its examples, where the audit asks for them.
         """
-        model: Key | None = None
-        for stage in self.models(cell, seed):
-            model = stage.key
-            yield stage
-        assert model is not None
-        lender: Key | None = None
+        made = self.models(cell, seed)
+        model = made[-1]
+        only, lent, attacks = (model.key,), (model.key,), dict[ThreatNorm | None, Stage]()
+        lender = b""
         if surrogate is not None and cell.surrogate is not None:
-            for stage in self.models(surrogate, seed + cell.surrogate.seed_shift):
-                lender = stage.key
-                yield stage
-        test = self._digest(cell.judged_data, "test")
-        attacked: dict[ThreatNorm | None, Key] = {}
-        for kind, norm, digest in self._audit(cell.audit):
-            parents: tuple[Key, ...] = (model,)
+            made += self.models(surrogate, seed + cell.surrogate.seed_shift)
+            lender, lent = made[-1].hashed, (model.key, made[-1].key)
+        drawn = model.hashed + seed.to_bytes(8, "big")
+        for kind, norm, digest in self._audit(cell.audit, self._digest(cell.judged_data, "test")):
             if kind in ("mechanism", "pictures"):
-                parents = (model, attacked[norm])
-            elif kind == "transferred" and lender is not None:
-                parents = (model, lender)
-            made = _hash(kind, parents, digest + test, seed if kind in _SEEDED else 0)
-            if kind == "attack":
-                attacked[norm] = (kind, made[:16])
-            yield Stage(made, kind, parents, cell, seed, norm)
+                attack = attacks[norm]
+                made.append(_stage(kind, attack.hashed + digest, (model.key, attack.key), cell, 0, norm))
+            elif kind == "transferred":
+                made.append(_stage(kind, drawn + lender + digest, lent, cell, seed, norm))
+            elif kind in _SEEDED:
+                made.append(_stage(kind, drawn + digest, only, cell, seed, norm))
+                if kind == "attack":
+                    attacks[norm] = made[-1]
+            else:
+                made.append(_stage(kind, model.hashed + digest, only, cell, 0, norm))
+        return made
 
-    def models(self, cell: Cell, seed: int) -> Iterator[Stage]:
+    def models(self, cell: Cell, seed: int) -> list[Stage]:
         """The stages that make a cell's model: training, then what is done to it."""
-        digest = "".join(self._digest(getattr(cell, section), section) for section in _RECIPE)
-        parent: tuple[Key, ...] = ()
-        for kind in MODELS:
-            if kind != "train":
-                if getattr(cell, kind) is None:
-                    continue
-                digest = self._digest(getattr(cell, kind), kind)
-            stage = Stage(_hash(kind, parent, digest, seed), kind, parent, cell, seed)
-            parent = (stage.key,)
-            yield stage
+        digest = b"".join(self._digest(getattr(cell, section), section) for section in _RECIPE)
+        drawn = seed.to_bytes(8, "big")
+        made = [_stage("train", drawn + digest, (), cell, seed, None)]
+        for kind in MODELS[1:]:
+            section = getattr(cell, kind)
+            if section is not None:
+                before = made[-1]
+                content = before.hashed + drawn + self._digest(section, kind)
+                made.append(_stage(kind, content, (before.key,), cell, seed, None))
+        return made
 
-    def _digest(self, section: object, name: str) -> str:
+    def _digest(self, section: object, name: str) -> bytes:
         if not isinstance(section, BaseModel):
-            return f"{name}={section!r};"
+            return f"{name}={section!r};".encode()
         known = self._digests.get((id(section), name))
         if known is None:
-            leave_out = _UNSEEN | _TEST if name == "data" else _UNSEEN
             if name == "transfer":
                 content = section.model_dump(mode="json", exclude={"data": _UNSEEN | _TEST})
             elif name == "test":
-                content = section.model_dump(mode="json", include={"limit_test"})
+                content = section.model_dump(mode="json", include=_TEST)
             else:
-                content = section.model_dump(mode="json", exclude=leave_out)
-            known = (section, f"{name}=" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+                content = section.model_dump(mode="json", exclude=_UNSEEN | (_TEST if name == "data" else set()))
+            known = (section, name.encode() + _sha(json.dumps(content, sort_keys=True).encode()))
             self._digests[id(section), name] = known  # the section is kept, so its identity stays its own
         return known[1]
 
-    def _audit(self, audit: AuditConfig) -> list[tuple[Kind, ThreatNorm | None, str]]:
-        known = self._audits.get(id(audit))
+    def _audit(self, audit: AuditConfig, test: bytes) -> list[tuple[Kind, ThreatNorm | None, bytes]]:
+        known = self._audits.get((id(audit), test))
         if known is None:
-            wanted: list[tuple[Kind, ThreatNorm | None, str]] = [("profile", None, _fields("profile", audit))]
+            wanted: list[tuple[Kind, ThreatNorm | None, bytes]] = [("profile", None, test + _fields("profile", audit))]
             for threat in audit.threats:
                 for kind in KINDS:
                     if kind in audit.stages:
-                        content = json.dumps(_threat(kind, threat), sort_keys=True)
-                        wanted.append((kind, threat.norm, content + _fields(kind, audit)))
+                        content = json.dumps(_threat(kind, threat), sort_keys=True).encode()
+                        wanted.append((kind, threat.norm, test + content + _fields(kind, audit)))
             known = (audit, wanted)
-            self._audits[id(audit)] = known
+            self._audits[id(audit), test] = known
         return known[1]
 
 
-def _fields(kind: Kind, audit: AuditConfig) -> str:
-    return json.dumps({field: _plain(getattr(audit, field)) for field in _AUDIT[kind]}, sort_keys=True)
+def _stage(
+    kind: Kind, content: bytes, parents: tuple[Key, ...], cell: Cell, seed: int, norm: ThreatNorm | None
+) -> Stage:
+    hashed = _sha(b"%d|%s|" % (STAGE_SCHEMA, kind.encode()) + content)
+    return Stage((kind, hashed[:8].hex()), hashed, parents, cell, seed, norm)
+
+
+def _sha(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _fields(kind: Kind, audit: AuditConfig) -> bytes:
+    fields = {field: _plain(getattr(audit, field)) for field in _AUDIT[kind]}
+    return json.dumps(fields, sort_keys=True).encode()
 
 
 def _threat(kind: Kind, threat: ThreatConfig) -> dict[str, Any]:
@@ -219,11 +232,6 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
-def _hash(kind: Kind, parents: tuple[Key, ...], digest: str, seed: int) -> str:
-    content = f"{STAGE_SCHEMA}|{kind}|{parents}|{seed}|{digest}"
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def run_id(stages: Iterable[Stage]) -> str:
     """The id of a run: a hash of those of its stages."""
-    return hashlib.sha256("".join(stage.digest for stage in stages).encode()).hexdigest()[:16]
+    return hashlib.sha256(b"".join([stage.hashed for stage in stages])).hexdigest()[:16]

@@ -24,6 +24,7 @@ class Maker:
     def __init__(self, base: Mapping[str, Any]) -> None:
         self.base = base
         self._sections: dict[tuple[str, str], Any] = {}
+        self._plain: dict[str, Any] = {}
 
     def cell(self, overrides: Mapping[str, Any], where: str) -> Cell:
         """``base`` with dotted paths overridden, validated.
@@ -37,7 +38,9 @@ class Maker:
         if not (mine.keys() | self.base.keys()) <= _FIELDS:
             return self._slowly(overrides, where)
         try:
-            sections = {name: self._section(name, mine.get(name, {}), where) for name in _PARTS}
+            for name in _PARTS.keys() - self._plain.keys() - mine.keys():
+                self._plain[name] = self._section(name, {}, where)
+            sections = self._plain | {name: self._section(name, own, where) for name, own in mine.items()}
             made = Cell.model_construct(_FIELDS, **sections)
             made._fits()  # type: ignore[operator]
             made._whole()  # type: ignore[operator]

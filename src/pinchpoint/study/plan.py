@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pinchpoint.errors import ConfigError
@@ -62,18 +64,23 @@ def plan(config: StudyConfig) -> Plan:
     Raises:
         ConfigError: where two stages would be kept under one id.
     """
+    with _no_collecting():
+        return _plan(config)
+
+
+def _plan(config: StudyConfig) -> Plan:
     hasher, stages, tasks = Hasher(), dict[Key, Stage](), dict[str, Task]()
     surrogates: dict[int, tuple[Cell, Cell | None]] = {}
     for seed, family in itertools.product(config.seeds, config.families):
         for level, label, cell in config.levels(family):
             if id(cell) not in surrogates:
                 surrogates[id(cell)] = cell, config.surrogate(cell)
-            mine = list(hasher.stages(cell, seed, surrogates[id(cell)][1]))
+            mine = hasher.stages(cell, seed, surrogates[id(cell)][1])
             run = run_id(mine)
             if run not in tasks:
                 for stage in mine:
                     known = stages.setdefault(stage.key, stage)
-                    if known.digest != stage.digest:
+                    if known.hashed != stage.hashed:
                         raise ConfigError(
                             "the id of a stage must belong to one configuration",
                             f"{stage.kind} {stage.id} for two",
@@ -82,3 +89,16 @@ def plan(config: StudyConfig) -> Plan:
                 tasks[run] = Task(run, cell, seed, tuple(stage.key for stage in mine), [])
             tasks[run].members.append(Member(family=family.name, level=level, label=label, seed=seed, run=run))
     return Plan(list(tasks.values()), stages)
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """A million small objects that all stay: looking for garbage among them takes longer than making them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

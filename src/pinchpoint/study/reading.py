@@ -104,8 +104,9 @@ def _missing(how: TrendConfig, name: str, x: Sequence[float | None], y: Sequence
 def _shape(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> str:
     """A rise and fall, or the other way round, that every seed shows and no trend can."""
     turns = set()
-    for seed in {row["seed"] for row in rows}:
-        x, y = _columns(how, eps, [row for row in rows if row["seed"] == seed])
+    seeds = _grouped(rows, "seed")
+    for group in seeds.values():
+        x, y = _columns(how, eps, group)
         known = sorted((a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None)
         values = [b for _, b in known]
         inner, ends = values[1:-1], (values[0], values[-1]) if values else (0.0, 0.0)
@@ -113,8 +114,7 @@ def _shape(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> str:
         turns.add(
             "rises and then falls" if rises and not falls else "falls and then rises" if falls and not rises else ""
         )
-    seeds = len({row["seed"] for row in rows})
-    return f"in every seed it {turns.pop()}" if seeds > 1 and len(turns) == 1 and "" not in turns else ""
+    return f"in every seed it {turns.pop()}" if len(seeds) > 1 and len(turns) == 1 and "" not in turns else ""
 
 
 def _disagreement(how: TrendConfig, found: Mapping[str, Association]) -> str | None:
@@ -160,7 +160,10 @@ def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) 
     pairs = {
         key: (first, second) for key, first in of.items() if first is not None and (second := than.get(key)) is not None
     }
-    reading.seeds = sorted({seed for seed, _ in pairs})
+    matched: dict[int, list[tuple[float, float]]] = {}
+    for (seed, _), pair in sorted(pairs.items()):
+        matched.setdefault(seed, []).append(pair)
+    reading.seeds = list(matched)
     for side, values in zip((how.of, how.than), sides, strict=True):
         if all(value is None for value in values.values()):
             at = f"{side.family} {side.label or ''}".strip()
@@ -169,12 +172,12 @@ def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) 
     if not pairs:
         reading.reason = "no seed has both sides"
         return reading
-    means = [tuple(np.mean([pairs[k] for k in pairs if k[0] == seed], axis=0)) for seed in reading.seeds]
-    differences = [float(first - second) for first, second in means]
+    means = np.array([np.mean(several, axis=0) for several in matched.values()])
+    differences = (means[:, 0] - means[:, 1]).tolist()
     found = paired(differences)
-    reading.by_seed, reading.effect, reading.interval = list(differences), found.mean, found.interval
+    reading.by_seed, reading.effect, reading.interval = differences, found.mean, found.interval
     reading.p_value, reading.floor, reading.test = found.p_value, found.floor, found.test
-    reading.way = wording.means(how.metric, *np.mean(means, axis=0))
+    reading.way = wording.means(how.metric, *means.mean(axis=0).tolist())
     signs = [sign(difference) for difference in differences]
     if len(signs) < 2:
         reading.reason, reading.floor = "one seed decides nothing", None
@@ -205,8 +208,7 @@ def _value(row: Row, metric: str, norm: str | None, eps: float | None) -> float 
 
 def _levels(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
     """Label and mean over seeds of every level of one family, where it is known."""
-    for level in sorted({row["level"] for row in rows}):
-        here = [row for row in rows if row["level"] == level]
+    for _, here in sorted(_grouped(rows, "level").items()):
         mean = _mean(_columns(how, eps, here)[1])
         if mean is not None:
             yield here[0]["label"], mean
@@ -215,6 +217,13 @@ def _levels(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> Iterato
 def _part(name: str, found: Association) -> Part:
     p_value = found.p_value if len(found.by_seed) > 1 else None
     return Part(family=name, rho=found.coefficient, by_seed=list(found.by_seed.values()), p_value=p_value)
+
+
+def _grouped(rows: Sequence[Row], key: str) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
 
 
 def _interval(by_seed: Sequence[float | None]) -> Interval | None:

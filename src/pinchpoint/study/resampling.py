@@ -20,8 +20,8 @@ from pinchpoint.records import Interval
 
 Floats = NDArray[np.float64]
 
-_MOST_LEVELS = 10
-"""Up to here the sums over all permutations of a seed are counted (2**10 subsets); beyond they are drawn."""
+_MOST_LEVELS, _MOST_SEEDS = 10, 50
+"""Up to here the sums over all permutations are counted (2**10 subsets a seed); beyond they are drawn."""
 _MOST_SUMS = 200_000
 _ROUNDING = 1e-9
 
@@ -43,7 +43,7 @@ def permuted_ranks(seeds: Sequence[tuple[Floats, Floats]], *, draws: int = 19_99
     """The chance of the sum of rank products when the second ranks of every seed are permuted.
 
     Without ties that sum is Page's L (Page 1963, J. Am. Stat. Assoc. 58: 216), seeds being the blocks, and the chances are
-    its exact ones; with ties they are exact given the ties. Counted over subsets for up to 10 levels, else drawn.
+    its exact ones; with ties they are exact given the ties. Counted for up to 10 levels and 50 seeds, else drawn.
 
     Args:
         seeds: for each seed the ranks (L,) of the predictor and the ranks (L,) of the response; halves for ties.
@@ -55,7 +55,7 @@ def permuted_ranks(seeds: Sequence[tuple[Floats, Floats]], *, draws: int = 19_99
     True
     """
     doubled = [(np.rint(2 * x).astype(np.int64), np.rint(2 * y).astype(np.int64)) for x, y in seeds]
-    if max(len(x) for x, _ in doubled) > _MOST_LEVELS:
+    if max(len(x) for x, _ in doubled) > _MOST_LEVELS or len(doubled) > _MOST_SEEDS:
         return _drawn(seeds, draws, seed)
     chances = np.ones(1)
     for x, y in doubled:

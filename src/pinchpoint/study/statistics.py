@@ -108,8 +108,10 @@ def associate(
     """
     known_x, known_y, known_seeds = _known(x, y, seeds)
     score: Callable[[Floats], Floats] = ranks if kind == "spearman" else _standard
-    blocks = {int(seed): known_seeds == seed for seed in np.unique(known_seeds)}
-    scored = {seed: (score(known_x[at]), score(known_y[at])) for seed, at in blocks.items() if at.sum() > 1}
+    order = np.argsort(known_seeds, kind="stable")
+    names, starts = np.unique(known_seeds[order], return_index=True)
+    blocks = dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+    scored = {seed: (score(known_x[at]), score(known_y[at])) for seed, at in blocks.items() if len(at) > 1}
     if not scored:
         return None
     by_seed = {seed: _coefficient(*scores) for seed, scores in scored.items()}

@@ -11,6 +11,7 @@ from pinchpoint.errors import StoreError
 from pinchpoint.records import Correlation, Family, Level, Member, Peak, Run, Summary, ThreatNorm
 from pinchpoint.study.config import FamilyConfig, StudyConfig
 from pinchpoint.study.findings import bound_finding, findings, headline
+from pinchpoint.study.judge import judge
 from pinchpoint.study.plan import Plan
 
 _METRICS = (
@@ -75,6 +76,7 @@ def summarise(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failu
         headline=headline(summaries, len({row["run"] for row in rows}), len(config.seeds)),
         families=summaries,
         bound_vs_gap=bound_vs_gap,
+        verdicts=judge(config.claims, rows),
         models=rows,
         members=members,
         notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, runs, failures)],
