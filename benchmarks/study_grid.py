@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Grid:
     hidden: tuple[int, ...] = (400,)
     train_samples: int = 10_000
     test_samples: int = 500
-    epochs: int = 15
+    epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -149,17 +149,29 @@ def by_script(setting: Grid, cells: Sequence[tuple[float, float, int]]) -> list[
         return list(pool.map(one, cells))
 
 
-def by_study(setting: Grid, folder: Path) -> tuple[list[Row], float, float]:
+def by_study(
+    setting: Grid, folder: Path, engine: str = "local", workers: int = WORKERS
+) -> tuple[list[Row], float, float]:
     """All cells by a study in a process of its own, imports and all: rows of its summary, seconds, processor seconds."""
+    folder.mkdir()
     file = folder / "grid.json"
     file.write_text(json.dumps(setting.study()), encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.study_grid", str(file), str(folder / "store")]
+    command = [sys.executable, "-m", "benchmarks.study_grid", str(file), str(folder / "store"), engine, str(workers)]
     _, wall, cpu = measured(command)
     rows = json.loads((folder / "store" / "summary.json").read_text(encoding="utf-8"))["models"]
     places = [(nuclear, lasso) for nuclear in setting.nuclear for lasso in setting.lasso]
     for row in rows:
         row["nuclear"], row["lasso"] = places[row["level"]]
     return rows, wall, cpu
+
+
+def beside_one_process(setting: Grid, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Some cells of the grid in one process with one thread, and by Ray with two workers, which starts here."""
+    some = replace(setting, nuclear=setting.nuclear[1:2], lasso=setting.lasso[:2])
+    rows, alone, _ = by_study(some, folder / "alone", workers=1)
+    _, ray, _ = by_study(some, folder / "ray", engine="ray")
+    details = {"cells": len(rows), "in_process_seconds": alone, "ray_seconds": ray, "ray_workers": WORKERS}
+    return {"ray_two_workers_speedup": alone / ray}, details
 
 
 def chosen(setting: Grid) -> list[tuple[float, float, int]]:
@@ -207,7 +219,7 @@ def contest(setting: Grid, folder: Path) -> tuple[dict[str, float], dict[str, An
     """Ratios, and what they come from. A part of the script's cells goes before the study's, the rest after it."""
     some = chosen(setting)
     script = by_script(setting, some[:WORKERS])
-    study, wall, cpu = by_study(setting, folder)
+    study, wall, cpu = by_study(setting, folder / "grid")
     script += by_script(setting, some[WORKERS:])
     cells = setting.cells
     expected = whole(script, cells, "wall") / WORKERS
@@ -236,14 +248,17 @@ def contest(setting: Grid, folder: Path) -> tuple[dict[str, float], dict[str, An
 
 
 def main() -> None:
-    """A study file and a store: done with two workers, and summarised."""
+    """A study file and a store, an engine and its workers: done, and summarised."""
+    from pinchpoint.cli.study import engine_of
     from pinchpoint.study import Store, gather, read, run
 
-    file, store = sys.argv[1:]
-    config = read(Path(file))
-    failed = run(config, Store(Path(store)), workers=WORKERS)
-    gather(config, Store(Path(store)), failed)
-    print(len(failed))
+    file, folder, engine, workers = sys.argv[1:]
+    config, store = read(Path(file)), Store(Path(folder))
+    failed = run(config, store, engine=engine_of(engine, int(workers), None))
+    gather(config, store, failed)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed; the first: {failed[0].reason}")
+    print("done")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a study costs beside its work: planning, finding everything done already, reading a store into the summary.
 
-    python -m benchmarks.study_store plan|read|cached N
+    python -m benchmarks.study_store plan|read|find N
 
-Each size has a process of its own and prints seconds and megabytes. Planning is given N levels that differ in one section
+Each size has a process of its own. Planning is given N levels that differ in one section
 and one seed, so that no two cells share what is slow, their validation. Reading is given a store of N records as a study
 leaves it: a folder for every stage, records gathered into segments. They are copies of those that one small run left,
 under the ids of the study's stages, with other robust accuracies.
@@ -14,14 +14,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import polars
 
 from benchmarks.common import peak_megabytes
-from pinchpoint.study import Plan, Stage, Store, StudyConfig, gather, parse, plan, run
+from pinchpoint.study import Plan, Stage, Store, StudyConfig, gather, parse, plan, run, tables
 from pinchpoint.study.graph import Kind
 
 SEEDS = 5
@@ -54,37 +53,36 @@ def study(levels: int, seeds: int = 1) -> str:
     return json.dumps(content)
 
 
-def planning(cells: int) -> float:
-    """Seconds from the text of a study file to all its runs and stages."""
-    start = time.perf_counter()
-    planned = plan(parse(study(cells)))
-    seconds = time.perf_counter() - start
-    assert len(planned.tasks) == cells
-    return seconds
+Took = tuple[float, float]
+"""Seconds on the clock, and of processor."""
 
 
-def reading(records: int, folder: Path) -> float:
-    """Seconds from a store of about so many records to summary.json and records.parquet."""
+def timed(work: Callable[[], object]) -> Took:
+    """What a call took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def planning(cells: int, folder: Path) -> Took:
+    """From the text of a study file to all its runs and stages."""
+    return timed(lambda: plan(parse(study(cells))))
+
+
+def reading(records: int, folder: Path) -> Took:
+    """From a store of about so many records to summary.json and records.parquet."""
     config = parse(study(max(1, round(records / (4 * SEEDS * 100))) * 100, SEEDS))
     store = fill(config, folder)
-    start = time.perf_counter()
-    summary, _ = gather(config, store)
-    seconds = time.perf_counter() - start
-    assert len(summary.models) == len(plan(config).tasks)
-    return seconds
+    return timed(lambda: gather(config, store))
 
 
-def cached(cells: int, folder: Path, repeats: int = 5) -> float:
-    """Milliseconds a stage of running a study again that is finished: the median call."""
+def finding(cells: int, folder: Path, repeats: int = 5) -> Took:
+    """A stage's share of running a study again that is finished: the median call."""
     config = parse(study(cells))
     store = fill(config, folder)
     stages = len(plan(config).stages)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run(config, store)
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * sorted(seconds)[repeats // 2] / stages
+    wall, cpu = sorted(timed(lambda: run(config, store)) for _ in range(repeats))[repeats // 2]
+    return wall / stages, cpu / stages
 
 
 def fill(config: StudyConfig, folder: Path) -> Store:
@@ -111,7 +109,7 @@ def write(store: Store, kind: Kind, pattern: polars.DataFrame, planned: Plan) ->
         table = table.with_columns(result=judged(table, stages))
     path = store.root / "segments" / kind / "all.parquet"
     path.parent.mkdir(parents=True)
-    table.write_parquet(path)
+    tables.write(table.cast(tables.schema(kind)), path)
 
 
 def own(stages: Iterable[Stage]) -> list[polars.Series]:
@@ -132,15 +130,15 @@ def judged(table: polars.DataFrame, stages: Iterable[Stage]) -> polars.Series:
     )["result"]
 
 
+PARTS = {"plan": planning, "read": reading, "find": finding}
+
+
 def main() -> None:
     what, size = sys.argv[1], int(sys.argv[2])
     with tempfile.TemporaryDirectory() as folder:
-        if what == "plan":
-            value = planning(size)
-        else:
-            value = {"read": reading, "cached": cached}[what](size, Path(folder))
-        found: dict[str, Any] = {"size": size, "value": value, "megabytes": peak_megabytes()}
-        print(json.dumps(found))
+        wall, cpu = PARTS[what](size, Path(folder))
+    found = {"size": size, "seconds": wall, "processor_seconds": cpu, "megabytes": peak_megabytes()}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pinchpoint.records import (
     Bounds,
     Correlation,
     CurvePoint,
+    DecisionPlane,
     Family,
     LayerBound,
     LayerMechanism,
@@ -20,7 +21,9 @@ from pinchpoint.records import (
     Mechanism,
     Member,
     Norm,
+    Pictures,
     Profile,
+    RepresentationPCA,
     Robustness,
     Run,
     Skipped,
@@ -28,6 +31,8 @@ from pinchpoint.records import (
     Training,
     View,
 )
+from pinchpoint.study.claims import ClaimConfig
+from pinchpoint.study.judge import judge
 
 FAMILIES: list[dict[str, Any]] = [
     {"name": "group", "title": "Group lasso on rows", "view": "neuron", "labels": ["none", "1e-3", "3e-3", "1e-2"]},
@@ -99,6 +104,60 @@ def mechanism(norm: Norm, pressure: float, noise: random.Random) -> Mechanism:
         for place, (name, _, columns) in enumerate(SHAPES)
     ]  # fmt: skip
     return Mechanism(norm=norm, eps=EPS[norm], amplification=layers[1].amplification, layers=layers)
+
+
+def pictures(norm: Norm, sample: int, noise: random.Random, side: int = 41, points: int = 60) -> Pictures:
+    """Planes of two samples in both spaces, and some representations."""
+
+    def plane(space: Any, sample: int) -> DecisionPlane:
+        size = [round(0.1 * place - 0.05 * (side - 1), 4) for place in range(side)]
+        labels = [[(row + column + sample) // 30 % 3 for column in range(side)] for row in range(side)]
+        confidence = [[noise.uniform(0.4, 1.0) for _ in range(side)] for _ in range(side)]
+        excess = (
+            [[0.1 * (row == column) for column in range(side)] for row in range(side)] if space == "input" else None
+        )
+        return DecisionPlane(
+            space=space, sample=sample, label=0, clean_label=0, adversarial_label=1, length=0.5, along=0.6, across=0.8,
+            coordinates=size, labels=labels, confidence=confidence, excess=excess,
+        )  # fmt: skip
+
+    clean = [[noise.gauss(0, 1), noise.gauss(0, 1)] for _ in range(points)]
+    pca = RepresentationPCA(
+        clean=clean, adversarial=[[x + 0.3, y - 0.2] for x, y in clean], labels=[row % 10 for row in range(points)],
+        answers=[row % 7 for row in range(points)], explained=[0.5, 0.25], moved=[0.4, 0.1],
+    )  # fmt: skip
+    planes = [plane(space, number) for number in (sample, 99) for space in ("input", "representation")]
+    return Pictures(norm=norm, eps=EPS[norm], planes=planes, pca=pca)
+
+
+def pictured(runs: list[Run]) -> list[Run]:
+    """The same with pictures, each model's of a sample of its own and of one that all share."""
+    drawn = []
+    for place, record in enumerate(runs):
+        made = [pictures(item.norm, place, random.Random(place)) for item in record.audit.robustness]  # type: ignore[arg-type]
+        drawn.append(record.model_copy(update={"audit": record.audit.model_copy(update={"pictures": made})}))
+    return drawn
+
+
+CLAIMS: list[dict[str, Any]] = [
+    {"id": "falls", "says": "It falls <i>", "paper": "section 4.1, figure 3", "trend": {
+        "metric": "clean_accuracy", "against": "level", "expected": "falls", "families": ["group"],
+    }},
+    {"id": "curve", "says": "It falls along the whole curve", "paper": "beyond", "trend": {
+        "metric": "certified_accuracy", "norm": "l2", "against": "level", "eps": "each", "expected": "falls",
+        "families": ["nuclear"],
+    }},
+    {"id": "gap", "says": "The gap is smaller", "paper": "", "contrast": {
+        "metric": "gap", "norm": "linf", "expected": "lower", "of": {"family": "group", "label": "1e-2"},
+        "than": {"family": "group", "label": "none"},
+    }},
+]  # fmt: skip
+
+
+def judged(summary: Summary) -> Summary:
+    """The same with verdicts: a trend, one at eight budgets, and a contrast."""
+    claims = [ClaimConfig.model_validate(claim) for claim in CLAIMS]
+    return summary.model_copy(update={"verdicts": judge(claims, summary.models)})
 
 
 def run(family: dict[str, Any], level: int, seed: int, norms: list[Norm]) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import numpy
 import plotly.graph_objects as go
 import pytest
 
@@ -30,11 +31,12 @@ def traces(panel: Any, group: str) -> list[dict[str, Any]]:
     return [trace for trace in panel.figure["data"] if group in trace["meta"]["groups"]]
 
 
-def test_all_figures_are_valid_plotly(material: Material) -> None:
+def test_all_figures_are_valid_plotly(factory: ModuleType, study: Study) -> None:
+    material = gather(study[0], factory.pictured(study[1]))
     data = payload(material, exhibits(material))
     chosen = [panel["figure"] for choice in data["choices"] for panel in choice["panels"]]
     assert len(data["panels"]) == 22
-    assert len(chosen) == 3 * 3 * 2
+    assert len(chosen) == 3 * 3 * 2 + 3 * 2 * (4 + 2)
     for figure in [*data["panels"].values(), *chosen]:
         go.Figure(figure)
 
@@ -73,14 +75,84 @@ def test_accuracy_shows_recorded_points_means_and_spread(material: Material) -> 
 
 def test_curves_have_a_solid_line_a_model_and_a_dashed_one_below(material: Material) -> None:
     family = material.summary.families[2]
-    panel = figures.robustness_curves(material, family)
-    solid, dashed = traces(panel, "attacked"), traces(panel, "certified")
+    thin = traces(figures.robustness_curves(material, family), "seeds")
+    solid, dashed = ([trace for trace in thin if kind in trace["meta"]["groups"]] for kind in ("attacked", "certified"))
     assert len(solid) == len(dashed) == 12 * 2
     assert {trace["line"]["dash"] for trace in dashed} == {"dash"}
     for above, below in zip(solid, dashed, strict=True):
         assert all(high >= low for high, low in zip(above["y"], below["y"], strict=True))
     colors = {trace["line"]["color"] for trace in solid}
     assert colors == {palette.level_color(level, 4) for level in range(4)}
+
+
+def test_thick_curves_are_means_over_the_seeds_of_a_level(material: Material) -> None:
+    family = material.summary.families[1]
+    panel = figures.robustness_curves(material, family)
+    means = traces(panel, "means")
+    assert len(means) == 4 * 2 * 2
+    assert "mean" in [key.name for key in panel.keys]
+    for mean in means:
+        level, kind, _ = mean["meta"]["groups"]
+        own = [
+            trace
+            for trace in traces(panel, "seeds")
+            if trace["meta"]["groups"][:2] == [level, kind] and trace["xaxis"] == mean["xaxis"]
+        ]
+        assert len(own) == 3
+        assert all(trace["line"]["width"] < mean["line"]["width"] for trace in own)
+        assert mean["line"]["color"] == own[0]["line"]["color"]
+        near(mean["y"], numpy.mean([trace["y"] for trace in own], axis=0).tolist())
+
+
+def test_a_curve_begins_without_attack_and_one_seed_has_no_mean(factory: ModuleType) -> None:
+    summary, runs = factory.study(families=1, seeds=1)
+    short = [
+        run.model_copy(update={"audit": run.audit.model_copy(update={
+            "robustness": [item.model_copy(update={"curve": item.curve[3:4]}) for item in run.audit.robustness]
+        })})
+        for run in runs
+    ]  # fmt: skip
+    material = gather(summary, short)
+    panel = figures.robustness_curves(material, summary.families[0])
+    assert not traces(panel, "means")
+    assert not {"mean", "each seed"} & {key.name for key in panel.keys}
+    placed = material.placed["group"]
+    for item, trace in zip(placed, [one for one in traces(panel, "attacked") if one["xaxis"] == "x"], strict=True):
+        record = item.robustness("linf")
+        assert record is not None
+        near(trace["x"], [0.0, record.curve[0].eps])
+        near(trace["y"], [item.row["clean_accuracy"], record.curve[0].robust_accuracy])
+
+
+def test_layers_are_named_by_path_and_kind(study: Study) -> None:
+    summary, runs = study
+    bare = [
+        renamed(run, "0", "LowRankLinear" if item.level else "linear")
+        for run, item in ((run, next(one for one in summary.members if one.run == run.id)) for run in runs)
+    ]
+    bare = [renamed(run, "10", "conv2d", place=1) for run in bare]
+    material = gather(summary, bare)
+    family = summary.families[0]
+    assert figures.layer_titles(material, family) == {
+        "0": "0 (linear or LowRankLinear)", "10": "10 (conv2d)", "output": "output (Linear)"
+    }  # fmt: skip
+    axis = figures.amplification(material, family).figure["layout"]["xaxis2"]
+    assert axis["ticktext"] == ["layer 0", "conv2d 10", "output"]
+    assert figures.spectrum(material, family, "10", "neuron", 9).figure["layout"]["annotations"][0]["text"] == (
+        "<b>layer 10 (conv2d)</b>"
+    )
+
+
+def renamed(run: Run, name: str, kind: str, place: int = 0) -> Run:
+    """The same with another name and kind of one layer."""
+
+    def at(layers: list[Any], update: dict[str, str]) -> list[Any]:
+        return [*layers[:place], layers[place].model_copy(update=update), *layers[place + 1 :]]
+
+    audit = run.audit
+    profile = audit.profile.model_copy(update={"layers": at(audit.profile.layers, {"name": name, "kind": kind})})
+    mechanism = [item.model_copy(update={"layers": at(item.layers, {"name": name})}) for item in audit.mechanism]
+    return run.model_copy(update={"audit": audit.model_copy(update={"profile": profile, "mechanism": mechanism})})
 
 
 def test_correlation_curve_is_sorted_by_eps_and_takes_recorded_rho(material: Material) -> None:
@@ -123,6 +195,16 @@ def test_brackets_go_from_lower_to_upper_with_structure_above(material: Material
             [value for pair in zip(lower["y"], upper["y"], strict=True) for value in pair],
         )
         assert len(set(lower["x"])) == 12
+
+
+def test_a_norm_that_is_not_bounded_has_no_bracket(study: Study) -> None:
+    summary, runs = study
+    one = [
+        run.model_copy(update={"audit": run.audit.model_copy(update={"bounds": run.audit.bounds[1:]})}) for run in runs
+    ]
+    figure = figures.brackets(gather(summary, one), summary.families[0]).figure
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["<b>Encoder’s Lipschitz constant, ℓ₂</b>"]
+    assert len(figure["data"]) == 4
 
 
 def test_spectrum_draws_recorded_values_by_rank(material: Material) -> None:

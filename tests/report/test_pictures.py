@@ -73,7 +73,7 @@ def test_each_point_is_drawn_once_in_the_class_answered_there() -> None:
             assert here == {f"class:{LABELS[row][column]}": CONFIDENCE[row][column]}
     assert [key.name for key in panel.keys][:3] == ["c3", "c7", "c1"]
     assert "c3 on 44%, c7 on 44%, c1 on 11%" in panel.label
-    assert panel.figure["layout"]["annotations"][0]["text"] == "<b>pixels, sample 4: c3 seen as c7</b>"
+    assert panel.figure["layout"]["annotations"][0]["text"] == "<b>sample 4: c3 seen as c7</b>"
 
 
 def test_sample_direction_and_what_is_no_image() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from statistics import fmean
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -54,7 +54,7 @@ def frame(tree: ElementTree.Element) -> tuple[float, float]:
 def test_lines_show_the_means_over_seeds(study: Study) -> None:
     summary, _ = study
     figures = plates(summary)
-    assert list(figures) == [f"{summary.study}_{family.name}.svg" for family in summary.families]
+    assert list(figures) == [family.name for family in summary.families]
     for family, text in zip(summary.families, figures.values(), strict=True):
         tree = drawn(text)
         rows = [row for row in summary.models if row["family"] == family.name]
@@ -78,24 +78,22 @@ def test_lines_show_the_means_over_seeds(study: Study) -> None:
 
 
 def test_curves_begin_without_attack_and_certified_ones_are_dashed(study: Study) -> None:
-    summary, _ = study
-    family = summary.families[0]
-    rows = [row for row in summary.models if row["family"] == family.name and row["seed"] == 0]
-    for row in rows:
-        assert row["curve_linf"][0]["eps"] == 0.0
+    family = study[0].families[0]
+    rows = copy.deepcopy([row for row in study[0].models if row["family"] == family.name and row["seed"] == 0])
+    for point in (point for row in rows for point in row["curve_l2"]):
+        point["certified_accuracy"] = 0.5 * point["robust_accuracy"]
     tree = drawn(plate(family, rows))
     curves = [(kind, points) for kind, points in lines(tree) if "level0" in kind]
     certified = [points for kind, points in curves if "dashed" in kind]
     robust = [points for kind, points in curves if "dashed" not in kind]
-    assert len(robust) == len(certified) == 2, "one a norm"
-    curve = rows[0]["curve_l2"]
-    bottom = max(y for points in robust for _, y in points)
-    seen = robust[1]
-    assert len(seen) == len(curve)
-    heights = [(y - seen[0][1]) for _, y in seen]
-    wanted = [200.0 * (rows[0]["clean_accuracy"] - point["robust_accuracy"]) for point in curve]
-    assert heights[1:] == pytest.approx(wanted[1:], abs=0.2)
-    assert bottom > seen[0][1]
+    assert (len(robust), len(certified)) == (2, 1), "one a norm; nothing is certified under linf"
+    attacked, under = robust[1], certified[0]
+    assert attacked[0] == under[0], "both begin with the clean accuracy"
+    clean, curve = rows[0]["clean_accuracy"], rows[0]["curve_l2"]
+    assert len(attacked) == len(under) == len(curve)
+    for shown, key in ((attacked, "robust_accuracy"), (under, "certified_accuracy")):
+        wanted = [200 * (clean - point[key]) for point in curve[1:]]
+        assert [y - shown[0][1] for _, y in shown[1:]] == pytest.approx(wanted, abs=0.2)
     assert any("Dashed: certified." in text for text in words(tree))
 
 
@@ -110,6 +108,10 @@ def test_strokes_span_the_seeds(study: Study) -> None:
         low, high = (float(found) for found in re.fullmatch(r"M \S+ (\S+) V (\S+)", stroke).groups())  # type: ignore[union-attr]
         clean = [row["clean_accuracy"] for row in rows if row["level"] == level.level]
         assert low - high == pytest.approx(200 * (max(clean) - min(clean)), abs=0.2)
+    strongest = [node.get("d", "") for node in tree.iter(f"{SVG}path") if node.get("class") == "line level3"]
+    low, high = (float(found) for found in re.fullmatch(r"M \S+ (\S+) V (\S+)", strongest[1]).groups())  # type: ignore[union-attr]
+    left = [row["curve_linf"][1]["robust_accuracy"] for row in rows if row["level"] == 3]
+    assert low - high == pytest.approx(200 * (max(left) - min(left)), abs=0.2)
 
 
 def test_every_class_has_a_tone_for_light_and_dark(study: Study) -> None:
@@ -138,9 +140,8 @@ def test_nothing_is_drawn_outside_and_labels_do_not_touch(study: Study) -> None:
             assert all(x + half < other - wide for (x, half), (other, wide) in itertools.pairwise(spans))
 
 
-def test_what_is_missing_is_left_out(factory: ModuleType) -> None:
-    summary, _ = factory.study()
-    family = summary.families[0]
+def test_what_is_missing_is_left_out(study: Study) -> None:
+    family = study[0].families[0]
     rows = [
         {
             "family": family.name,

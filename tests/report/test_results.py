@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pinchpoint.records import Interval, Summary, Verdict
-from pinchpoint.report.plates import plates
+from pinchpoint.records import Interval, Run, Summary, Verdict
 from pinchpoint.report.results import Entry, anchor, page
 
 
@@ -27,16 +25,16 @@ def verdict(**changes: Any) -> Verdict:
 
 
 @pytest.fixture(scope="module")
-def summary(factory: ModuleType) -> Summary:
-    made: Summary = factory.study()[0]
-    return made
+def summary(study: tuple[Summary, list[Run]]) -> Summary:
+    return study[0]
 
 
 def entry(summary: Summary, verdicts: list[Verdict], **changes: Any) -> Entry:
     known: dict[str, Any] = {
         "name": "demo", "title": "Does it fall? CIFAR-10 | part 1", "paper": "section 4", "about": "Smaller.\n\n* A list.",
-        "scale": "quick", "summary": summary.model_copy(update={"verdicts": verdicts}), "command": "pinchpoint reproduce demo --scale quick",
-        "seconds": 95.2, "machine": "2 cores", "figures": [f"figures/{name}" for name in plates(summary)],
+        "scale": "quick", "summary": summary.model_copy(update={"verdicts": verdicts}),
+        "command": "pinchpoint reproduce demo --scale quick",
+        "seconds": 95.2, "machine": "2 cores", "figures": {one.name: f"figures/{one.name}.svg" for one in summary.families},
     }  # fmt: skip
     return Entry(**{**known, **changes})
 
@@ -113,7 +111,7 @@ def test_claim_over_a_curve_is_one_row_and_a_table_of_its_own(summary: Summary) 
 def test_figures_notes_command_time_and_machine(summary: Summary) -> None:
     text = page([entry(summary, [verdict()])], "x")
     for family in summary.families:
-        assert text.count(f"](figures/{summary.study}_{family.name}.svg)") == 1
+        assert text.count(f"](figures/{family.name}.svg)") == 1
     for note in summary.notes:
         assert f"- {note}" in text.replace("&lt;", "<")
     models = len({row["run"] for row in summary.models})
@@ -124,7 +122,7 @@ def test_figures_notes_command_time_and_machine(summary: Summary) -> None:
 
 
 def test_study_without_claims_has_no_verdicts(summary: Summary) -> None:
-    text = page([entry(summary, [], figures=[], seconds=None, paper="")], "x")
+    text = page([entry(summary, [], figures={}, seconds=None, paper="")], "x")
     assert "All claims" not in text
     assert "![" not in text
     assert "seeds 0, 1, 2; 2 cores." in text

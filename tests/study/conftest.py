@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pinchpoint.records import Run, Summary
-from pinchpoint.study import Store, StudyConfig, gather, parse, run
+from pinchpoint.records import Run, StageRecord, Summary
+from pinchpoint.study import Key, Plan, Store, StudyConfig, gather, parse, plan, run
 
 _TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -48,9 +48,11 @@ class Finished:
     """A store in which every run of the tiny study is finished. Not to be changed."""
 
     config: StudyConfig
+    plan: Plan
     store: Store
     summary: Summary
     runs: dict[str, Run]
+    records: dict[Key, StageRecord]
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +60,8 @@ def finished(tiny: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Fin
     store = Store(tmp_path_factory.mktemp("finished") / "tiny")
     assert run(tiny, store) == []
     summary, runs = gather(tiny, store)
-    return Finished(tiny, store, summary, {one.id: one for one in runs})
+    planned = plan(tiny)
+    return Finished(tiny, planned, store, summary, {one.id: one for one in runs}, store.load(planned.stages))
 
 
 @pytest.fixture(scope="session")

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from oracles import pretend
 from pinchpoint.errors import StoreError
-from pinchpoint.records import Run
-from pinchpoint.study import Failure, parse
-from pinchpoint.study.summary import _level, _peak, _spearman, summarise
-
-values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, allow_subnormal=False))
-pairs = st.lists(st.tuples(values, values), min_size=3, max_size=40)
+from pinchpoint.study import Failure, Store, finished_runs, parse, plan, run
+from pinchpoint.study.rows import Rows, read_rows
+from pinchpoint.study.statistics import associate
+from pinchpoint.study.summary import _levels, _peak, summarise
 
 
-@given(pairs)
-def test_spearman_agrees_with_scipy_ties_included(points):
-    x, y = (np.array(column) for column in zip(*points, strict=True))
-    rho, p_value = _spearman(x.tolist(), y.tolist())
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        assert (rho, p_value) == (None, None)
-        return
-    expected = spearmanr(x, y)
-    assert rho == pytest.approx(expected.statistic, abs=1e-12)
-    assert p_value == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+@pytest.fixture(scope="module")
+def found(finished) -> Rows:
+    return read_rows(finished.config, finished.plan, finished.store)
 
 
-@given(pairs, st.lists(st.sampled_from([None, math.nan, math.inf]), min_size=1, max_size=4))
-def test_spearman_leaves_out_what_is_missing(points, missing):
-    whole = _spearman(*([list(column) for column in zip(*points, strict=True)]))
-    holes = [*points, *((hole, 1.0) for hole in missing), *((2.0, hole) for hole in missing)]
-    assert _spearman(*([list(column) for column in zip(*holes, strict=True)])) == whole
+def some(found: Rows, wanted: set[str]) -> Rows:
+    """Rows of these runs alone."""
+    rows = [row for row in found.rows if row["run"] in wanted]
+    members = [member for member in found.members if member.run in wanted]
+    return dataclasses.replace(found, rows=rows, members=members)
 
 
-@pytest.mark.parametrize(
-    ("x", "y"), [([1.0, 2.0], [1.0, 2.0]), ([], []), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([1.0, None, 2.0], [1, 2, 3])]
-)
-def test_spearman_is_undefined_for_two_pairs_or_no_variation(x, y):
-    assert _spearman(x, y) == (None, None)
+def changed(found: Rows, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Rows:
+    """Each row with something changed."""
+    return dataclasses.replace(found, rows=[row | change(row) for row in found.rows])
 
 
 def test_rows_are_the_members_of_each_family_in_order(finished):
@@ -91,7 +81,12 @@ def test_row_holds_the_figures_of_its_record(finished):
                 assert layer[f"{name}_residual"] == getattr(measured, name).residual
                 assert layer[f"{name}_spread"] == getattr(measured, name).spread
                 assert layer[f"{name}_k"] == getattr(measured, name).k
-        assert row["seconds"] == pytest.approx(record.training.seconds + sum(audit.seconds.values()))
+        assert row["epochs"] == record.training.epochs
+        assert row["parameters"] == audit.parameters
+        assert row["seconds"] == pytest.approx(sum(audit.seconds.values()))
+        assert audit.seconds.keys() == {"train", "profile"} | {
+            f"{kind} {norm}" for kind in ("bound", "attack", "universal", "mechanism") for norm in ("linf", "l2")
+        }
 
 
 def test_levels_are_means_and_deviations_over_seeds(finished):
@@ -119,9 +114,9 @@ def test_correlations_agree_with_scipy_over_models_and_by_seed(finished):
             assert correlation.against == "compressibility"
             assert correlation.models == len(rows)
             if len(set(column)) > 1:
-                expected = spearmanr(against, column)
-                assert correlation.rho == pytest.approx(expected.statistic, abs=1e-12)
-                assert correlation.p_value == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+                assert correlation.rho == pytest.approx(spearmanr(against, column).statistic, abs=1e-12)
+                expected = associate(against, column, [row["seed"] for row in rows])
+                assert correlation.p_value == expected.p_value
             for seed, rho in enumerate(correlation.rho_by_seed):
                 at = [i for i, row in enumerate(rows) if row["seed"] == seed]
                 here = [column[i] for i in at]
@@ -167,11 +162,11 @@ def test_headline_counts_models_once_and_names_both_families(finished):
     assert " rank (linf 0.05: " in said
 
 
-def test_runs_that_are_missing_are_named(finished):
-    tasks = finished.config.plan()
-    some = {task.id: finished.runs[task.id] for task in tasks[2:]}
+def test_runs_that_are_missing_are_named(finished, found):
+    tasks = finished.plan.tasks
     failure = Failure(tasks[0].label, "it broke.")
-    summary = summarise(finished.config, some, [failure])
+    some_rows = some(found, {task.id for task in tasks[2:]})
+    summary = summarise(finished.config, finished.plan, some_rows, [failure])
     assert f"2 runs of the study are not finished; the first is {tasks[0].label}." in summary.notes
     assert f"Failed: {tasks[0].label}: it broke." in summary.notes
     assert len(summary.models) == len(finished.summary.models) - 3
@@ -180,17 +175,65 @@ def test_runs_that_are_missing_are_named(finished):
     assert set(first.std.values()) == {None}
 
 
-def test_family_without_a_finished_run_is_left_out_and_its_runs_are_named(finished):
-    tasks = finished.config.plan()
-    only = {task.id: finished.runs[task.id] for task in tasks if task.members[0].family == "rank"}
-    summary = summarise(finished.config, only)
+def test_rows_of_a_store_are_those_of_finished_runs_whatever_is_missing(finished, found, tmp_path):
+    store, (first, second, *others) = Store(tmp_path), finished.plan.tasks
+    for task in [second, *others]:
+        for key in task.stages:
+            store.add(key, lambda folder, key=key: finished.records[key])
+    store.remove(second.stages[-1])
+    expected = some(found, {task.id for task in others})
+    assert read_rows(finished.config, finished.plan, store) == expected
+    assert set(finished_runs(finished.plan, store)) == {task.id for task in others}
+    for key in first.stages:
+        store.add(key, lambda folder, key=key: finished.records[key])
+    assert read_rows(finished.config, finished.plan, store) == some(found, {first.id, *(task.id for task in others)})
+
+
+def test_rows_hold_every_step_and_what_could_not_be_done(edited, tmp_path, monkeypatch):
+    """Three norms, of which one cannot be bounded, a surrogate, a query-only attack; against the runs, put together."""
+    monkeypatch.setattr("pinchpoint.study.perform.perform", pretend.perform)
+    stages = ["bound", "attack", "universal", "mechanism", "query", "transferred"]
+    threats = [{"norm": norm, "eps": eps, "curve": [0.02]} for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2.0))]
+    changes = {"base/audit": {"stages": stages, "threats": threats}, "base/surrogate": {"seed_shift": 5}}
+    config = parse(edited({"seeds": [0, 1, 2], **changes}))
+    planned, store = plan(config), Store(tmp_path / "store")
+    assert run(config, store) == []
+    there = read_rows(config, planned, store)
+    runs = finished_runs(planned, store)
+    assert len({row["run"] for row in there.rows}) == len(runs) == 12
+    for row in there.rows:
+        audit = runs[row["run"]].audit
+        assert [bounds.norm for bounds in audit.bounds] == ["linf", "l2"]
+        bounded = {bounds.norm: bounds for bounds in audit.bounds}
+        explained = {mechanism.norm: mechanism for mechanism in audit.mechanism}
+        for judged in audit.robustness:
+            norm = judged.norm
+            for name in ("robust_accuracy", "query_accuracy", "transferred_accuracy", "universal_accuracy", "gap_bound"):
+                assert row[f"{name}_{norm}"] == getattr(judged, name)
+            assert row[f"curve_{norm}"] == [point.model_dump() for point in judged.curve]
+            assert row[f"gap_{norm}"] == judged.gap
+            lipschitz = bounded[norm].lipschitz if norm in bounded else None
+            assert row[f"lipschitz_{norm}"] == lipschitz
+            amplification = explained[norm].amplification if norm in explained else None
+            assert row[f"amplification_{norm}"] == amplification
+    assert there.warnings == sorted({warning for one in runs.values() for warning in one.audit.warnings})
+    assert "not bounded in l1: pretended." in there.warnings
+    summary = summarise(config, planned, there)
+    metrics = {(one.metric, one.norm) for one in summary.families[0].correlations}
+    assert {("query_accuracy", "l1"), ("transferred_accuracy", "linf"), ("lipschitz", "l2")} <= metrics
+    assert ("lipschitz", "l1") not in metrics
+
+
+def test_family_without_a_finished_run_is_left_out_and_its_runs_are_named(finished, found):
+    only = {task.id for task in finished.plan.tasks if task.members[0].family == "rank"}
+    summary = summarise(finished.config, finished.plan, some(found, only))
     assert [family.name for family in summary.families] == ["rank"]
     assert any(note.startswith("6 runs of the study are not finished") for note in summary.notes)
 
 
-def test_nothing_finished_is_one_sentence(finished):
+def test_nothing_finished_is_one_sentence(finished, tmp_path):
     with pytest.raises(StoreError) as caught:
-        summarise(finished.config, {})
+        read_rows(finished.config, finished.plan, Store(tmp_path))
     assert str(caught.value) == (
         "a report needs at least one finished run, but got an empty store; run the study first: pinchpoint study run "
         "FILE."
@@ -199,34 +242,27 @@ def test_nothing_finished_is_one_sentence(finished):
 
 def test_one_seed_is_no_finding(finished, edited):
     config = parse(edited({"seeds": [0]}))
-    summary = summarise(config, finished.runs)
+    summary = summarise(config, plan(config), read_rows(config, plan(config), finished.store))
     assert "One seed is no finding: nothing here is called a direction." in summary.notes
     assert summary.headline.startswith("Over 4 models (1 seed), robust accuracy is left open, since one seed decides ")
     assert not any("seed is no finding" in note for note in finished.summary.notes)
 
 
-def with_robustness(run: Run, **changes: object) -> Run:
-    """The run with something changed under every norm."""
-    robustness = [item.model_copy(update=changes) for item in run.audit.robustness]
-    return run.model_copy(update={"audit": run.audit.model_copy(update={"robustness": robustness})})
-
-
-def test_gap_above_its_bound_is_called_a_defect(finished):
+def test_gap_above_its_bound_is_called_a_defect(finished, found):
     assert not any("DEFECT" in note for note in finished.summary.notes)
-    first, *rest = finished.runs.values()
-    spoilt = with_robustness(first, gap=1.0, gap_bound=0.5)
-    summary = summarise(finished.config, {run.id: run for run in (spoilt, *rest)})
-    (note,) = [note for note in summary.notes if "DEFECT" in note]
+    first = found.rows[1]["run"]
+    above = {f"{name}_{norm}": value for name, value in (("gap", 1.0), ("gap_bound", 0.5)) for norm in ("linf", "l2")}
+    spoilt = changed(found, lambda row: above if row["run"] == first else {})
+    (note,) = [note for note in summarise(finished.config, finished.plan, spoilt).notes if "DEFECT" in note]
     assert note.startswith("DEFECT: 2 measured gaps exceed their bound"), "one a norm"
 
 
-def test_models_that_know_nothing_can_be_summarised(finished):
+def test_models_that_know_nothing_can_be_summarised(finished, found):
     """No clean accuracy, so no ratio and no variation: undefined, not a crash."""
-    lost = {}
-    for run in finished.runs.values():
-        blank = with_robustness(run, robust_accuracy=0.0, robust_over_clean=None, gap_bound=None)
-        lost[run.id] = blank.model_copy(update={"audit": blank.audit.model_copy(update={"clean_accuracy": 0.0})})
-    summary = summarise(finished.config, lost)
+    nothing = {"robust_accuracy": 0.0, "robust_over_clean": None, "gap_bound": None}
+    blank = {f"{name}_{norm}": value for name, value in nothing.items() for norm in ("linf", "l2")}
+    lost = changed(found, lambda row: blank | {"clean_accuracy": 0.0})
+    summary = summarise(finished.config, finished.plan, lost)
     assert summary.headline == (
         "Over 8 models (2 seeds), robust accuracy shows no clear direction for Group lasso (linf 0.05: Spearman "
         "undefined; l2 0.3: Spearman undefined) and rank (linf 0.05: Spearman undefined; l2 0.3: Spearman undefined)."
@@ -238,12 +274,16 @@ def test_models_that_know_nothing_can_be_summarised(finished):
     assert summary.bound_vs_gap == []
 
 
-def test_warnings_of_audits_are_said_once(finished):
-    warned = {
-        run.id: run.model_copy(update={"audit": run.audit.model_copy(update={"warnings": ["b", "a"]})})
-        for run in finished.runs.values()
-    }
-    assert summarise(finished.config, warned).notes[-2:] == ["a", "b"]
+def test_warnings_of_audits_are_said_once(finished, tmp_path):
+    store = Store(tmp_path)
+    for key, record in finished.records.items():
+        if key[0] == "bound":
+            reason = "a." if record.config["threat"]["norm"] == "l2" else "b."
+            record = record.model_copy(update={"status": "skipped", "reason": reason, "result": None})
+        store.add(key, lambda folder, record=record: record)
+    found = read_rows(finished.config, finished.plan, store)
+    notes = summarise(finished.config, finished.plan, found).notes
+    assert notes[-2:] == ["not bounded in l2: a.", "not bounded in linf: b."]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +303,5 @@ def test_a_peak_needs_every_seed(curves, expected):
         for level, value in enumerate(values)
     ]
     rows.sort(key=lambda row: (row["level"], row["seed"]))
-    levels = [_level(rows, level) for level in range(3)]
-    peak = _peak(rows, levels, "linf")
+    peak = _peak(rows, _levels(rows), "linf")
     assert (None if peak is None else peak.label) == expected

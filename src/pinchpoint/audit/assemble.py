@@ -46,11 +46,9 @@ def assemble(measured: Measured, found: Sequence[Found], seconds: Mapping[str, f
         found: one for each norm.
         seconds: by step.
     """
-    warnings = [
-        f"not measured: {skipped.kind} at '{skipped.name}' ({skipped.reason})" for skipped in measured.profile.skipped
-    ]
+    warnings = [not_measured(one.kind, one.name, one.reason) for one in measured.profile.skipped]
     for one in found:
-        warnings += [f"{_WARNINGS.get(step, step)} in {one.norm}: {reason}" for step, reason in one.reasons.items()]
+        warnings += [not_done(step, one.norm, reason) for step, reason in one.reasons.items()]
     return Audit(
         clean_accuracy=measured.clean_accuracy,
         samples=measured.samples,
@@ -63,6 +61,16 @@ def assemble(measured: Measured, found: Sequence[Found], seconds: Mapping[str, f
         seconds=dict(seconds),
         warnings=warnings,
     )
+
+
+def not_measured(kind: str, name: str, reason: str) -> str:
+    """The warning for a part of a model that is not seen as a linear operator."""
+    return f"not measured: {kind} at '{name}' ({reason})"
+
+
+def not_done(step: str, norm: str, reason: str) -> str:
+    """The warning for a step that could not be done."""
+    return f"{_WARNINGS.get(step, step)} in {norm}: {reason}"
 
 
 def _robustness(found: Found, judged: Judged, measured: Measured) -> Robustness:

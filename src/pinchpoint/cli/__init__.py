@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 import pinchpoint
-from pinchpoint.cli import attack, compress, study, train, weights
+from pinchpoint.cli import attack, compress, reproduce, store, study, train, weights
 from pinchpoint.cli.options import err, out
 from pinchpoint.errors import PinchpointError
 
@@ -29,6 +29,10 @@ app = typer.Typer(
 )
 
 app.command("demo")(study.demo)
+app.command("reproduce")(reproduce.reproduce)
+study.study_app.command("export")(store.export)
+study.study_app.command("gc")(store.gc)
+study.study_app.command("schema")(store.schema)
 app.add_typer(study.study_app, name="study")
 app.command("profile")(weights.profile)
 app.command("bound")(weights.bound)

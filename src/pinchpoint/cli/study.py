@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,8 @@ from rich.table import Column
 from pinchpoint.cli.options import File, Json, Workers, err, out
 
 if TYPE_CHECKING:
-    from pinchpoint.study import Engine, Failure, Stage, Status, StudyConfig
+    from pinchpoint.study import Engine, Failure, Stage, Status, Store, StudyConfig
+    from pinchpoint.study.mirrors import Mirror
 
 study_app = typer.Typer(
     no_args_is_help=True,
@@ -32,9 +33,19 @@ Overrides = Annotated[
 ]
 Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. quick.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for stages and report.  [default: runs/STUDY]")]
+StoreAt = Annotated[
+    str | None,
+    typer.Option("--store", help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX.  [default: that of --out]"),
+]
 EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
 Address = Annotated[
     str | None, typer.Option(help="Of the Ray cluster: auto, or HOST:PORT; this machine where left out.")
+]
+Mirrors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror", help="Show runs there too: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT.", show_default=False
+    ),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
 
@@ -59,9 +70,11 @@ def study_run(
     values: Overrides = None,
     scale: Scale = None,
     out_dir: Out = None,
+    store: StoreAt = None,
     workers: Workers = None,
     engine: EngineName = "local",
     address: Address = None,
+    mirror: Mirrors = None,
     retry_failed: Retry = False,
     as_json: Json = False,
 ) -> None:
@@ -69,35 +82,60 @@ def study_run(
 
     Ctrl-C keeps what is finished; the same command goes on from there. Two such commands at once share the work.
     """
+    from pinchpoint.study.mirrors import open_mirror
+
     config = _read(file, values, scale)
     run_study(
-        config, out_dir or _folder(config), engine_of(engine, workers, address), as_json, retry_failed=retry_failed
+        config,
+        out_dir or _folder(config),
+        engine_of(engine, workers, address),
+        as_json,
+        store_at=store,
+        mirrors=[open_mirror(name) for name in mirror or []],
+        retry_failed=retry_failed,
     )
 
 
 @study_app.command("plan")
 def study_plan(
-    file: File, values: Overrides = None, scale: Scale = None, out_dir: Out = None, as_json: Json = False
+    file: File,
+    values: Overrides = None,
+    scale: Scale = None,
+    out_dir: Out = None,
+    store_at: StoreAt = None,
+    workers: Workers = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Try out a few steps of each kind of stage, to say how long.")
+    ] = True,
+    as_json: Json = False,
 ) -> None:
-    """Show what a study comes to: its runs, the stages they share, and what is finished. Nothing is done."""
-    from pinchpoint.study import Store, plan, status
-    from pinchpoint.tables import plan_tables
+    """Show what a study comes to: its runs, the stages they share, what is finished, and an estimate of the time left.
+
+    Seconds come from like stages in the store, else from a probe of a minute at most. Nothing is kept.
+    """
+    from pinchpoint.study import default_workers, open_store, plan, status
+    from pinchpoint.study.estimate import estimate
+    from pinchpoint.study.probe import seconds as probe_seconds
+    from pinchpoint.tables import estimate_sentence, plan_tables
 
     config = _read(file, values, scale)
-    planned = plan(config)
-    now = status(config, Store(out_dir or _folder(config)), planned)
+    planned, store = plan(config), open_store(store_at or out_dir or _folder(config))
+    now = status(config, store, planned)
+    left = estimate(planned, store, workers=workers or default_workers(), probe=probe_seconds if probe else None)
     if as_json:
         runs = [
             {"id": task.id, "label": task.label, "stages": ["/".join(key) for key in task.stages]}
             for task in planned.tasks
         ]
-        typer.echo(json.dumps({"study": config.study, "runs": runs, "stages": now.stages}))
+        document = {"study": config.study, "runs": runs, "stages": now.stages, "estimate": left.as_json()}
+        typer.echo(json.dumps(document))
         return
-    asked = sum(len(task.stages) for task in planned.tasks)
-    typer.echo(f"{config.study}: {now.total} runs in {len(planned.stages)} stages ({asked} before sharing)")
+    together = sum(len(task.stages) for task in planned.tasks)
+    typer.echo(f"{config.study}: {now.total} runs in {len(planned.stages)} stages ({together} before sharing)")
     families = [(family.name, family.title, len(config.levels(family))) for family in config.families]
-    for table in plan_tables(families, now.stages):
+    for table in plan_tables(families, now.stages, left.seconds):
         out.print(table)
+    typer.echo(estimate_sentence(left))
 
 
 @study_app.command("status")
@@ -106,21 +144,22 @@ def study_status(
     values: Overrides = None,
     scale: Scale = None,
     out_dir: Out = None,
+    store_at: StoreAt = None,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all is done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show how far a study has come, who is at what, and what failed."""
-    from pinchpoint.study import Store, plan, status
+    from pinchpoint.study import open_store, plan, status
 
     config = _read(file, values, scale)
-    folder = out_dir or _folder(config)
+    store = open_store(store_at or out_dir or _folder(config))
     planned = plan(config)
     while True:
-        now = status(config, Store(folder), planned)
+        now = status(config, store, planned)
         if as_json:
-            typer.echo(json.dumps(_status_json(config, folder, now)))
+            typer.echo(json.dumps(_status_json(config, store, now)))
         else:
-            _show_status(config, folder, now)
+            _show_status(config, store, now)
         if not watch or now.finished + len(now.failed) >= now.total:
             return
         time.sleep(2)
@@ -128,14 +167,19 @@ def study_status(
 
 @study_app.command("report")
 def study_report(
-    file: File, values: Overrides = None, scale: Scale = None, out_dir: Out = None, as_json: Json = False
+    file: File,
+    values: Overrides = None,
+    scale: Scale = None,
+    out_dir: Out = None,
+    store_at: StoreAt = None,
+    as_json: Json = False,
 ) -> None:
     """Write summary, Parquet and report from the runs that are finished."""
-    from pinchpoint.study import Store, failures
+    from pinchpoint.study import failures, open_store
 
     config = _read(file, values, scale)
     folder = out_dir or _folder(config)
-    store = Store(folder)
+    store = open_store(store_at or folder)
     _report(config, store, folder, failures(config, store), as_json)
 
 
@@ -170,7 +214,8 @@ def run_study(
     engine: Engine,
     as_json: bool,
     *,
-    store_at: Path | None = None,
+    store_at: str | Path | None = None,
+    mirrors: Sequence[Mirror] = (),
     retry_failed: bool = False,
 ) -> None:
     """Do what is missing, with a bar, and write the report.
@@ -181,24 +226,29 @@ def run_study(
         engine: who does it.
         as_json: print the summary as JSON.
         store_at: where stages are kept; ``folder`` where None.
+        mirrors: where runs are shown too.
         retry_failed: forget failures first.
     """
-    from pinchpoint.study import Store, plan, run
+    from pinchpoint.study import open_store, plan, run
+    from pinchpoint.study.mirrors import mirrored
     from pinchpoint.study.outputs import belongs_to
 
-    store = Store(store_at or folder)
+    store = open_store(store_at or folder)
     belongs_to(folder, config.study)
     planned = plan(config)
     before = len(store.finished() & planned.stages.keys())
     try:
-        with _progress(config.study, len(planned.stages), before) as watcher:
+        with (
+            _progress(config.study, len(planned.stages), before) as bar,
+            mirrored(bar, config, planned, store, mirrors, _warn) as watcher,
+        ):
             failed = run(config, store, watcher=watcher, engine=engine, retry_failed=retry_failed)
     except KeyboardInterrupt:
         finished = store.finished()
         kept, whole = len(finished & planned.stages.keys()), len(planned.tasks) - len(planned.waiting(finished))
         err.print(
             f"Interrupted: {kept} of {len(planned.stages)} stages ({whole} of {len(planned.tasks)} runs) are kept in "
-            f"{store.root}. The same command goes on from there.",
+            f"{store}. The same command goes on from there.",
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
@@ -212,6 +262,10 @@ def run_study(
         raise typer.Exit(2)
 
 
+def _warn(text: str) -> None:
+    err.print(text, soft_wrap=True)
+
+
 def _read(file: Path, values: list[str] | None, scale: str | None) -> StudyConfig:
     from pinchpoint.configfile import assignments
     from pinchpoint.study import read
@@ -223,10 +277,10 @@ def _folder(config: StudyConfig) -> Path:
     return Path("runs") / config.study
 
 
-def _status_json(config: StudyConfig, folder: Path, now: Status) -> dict[str, object]:
+def _status_json(config: StudyConfig, store: Store, now: Status) -> dict[str, object]:
     return {
         "study": config.study,
-        "folder": str(folder),
+        "folder": str(store),
         "total": now.total,
         "finished": now.finished,
         "stages": now.stages,
@@ -236,8 +290,8 @@ def _status_json(config: StudyConfig, folder: Path, now: Status) -> dict[str, ob
     }
 
 
-def _show_status(config: StudyConfig, folder: Path, now: Status) -> None:
-    typer.echo(f"{config.study}: {now.finished} of {now.total} runs finished in {folder}")
+def _show_status(config: StudyConfig, store: Store, now: Status) -> None:
+    typer.echo(f"{config.study}: {now.finished} of {now.total} runs finished in {store}")
     typer.echo("  stages: " + ", ".join(f"{kind} {done}/{of}" for kind, (done, of) in now.stages.items()))
     for name, owner in now.running.items():
         typer.echo(f"  running: {name} ({owner})")
@@ -249,12 +303,11 @@ def _show_status(config: StudyConfig, folder: Path, now: Status) -> None:
         typer.echo(f"  and {len(now.waiting) - 10} more")
 
 
-def _report(config: StudyConfig, store: object, folder: Path, failed: list[Failure], as_json: bool) -> None:
+def _report(config: StudyConfig, store: Store, folder: Path, failed: list[Failure], as_json: bool) -> None:
     from pinchpoint.report.page import write
-    from pinchpoint.study import Store, gather
+    from pinchpoint.study import gather
     from pinchpoint.tables import legend, summary_tables
 
-    assert isinstance(store, Store)
     summary, runs = gather(config, store, failed, folder)
     page = write(summary, runs, folder / "report.html")
     if as_json:

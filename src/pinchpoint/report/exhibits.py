@@ -11,23 +11,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pinchpoint.report import figures, palette
-from pinchpoint.report.draw import Figure, Panel
+from pinchpoint.report import choices, figures, palette
+from pinchpoint.report.choices import Choice
+from pinchpoint.report.draw import Figure, Key, Panel
 from pinchpoint.report.material import Material
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The panels shown when a family and one of its layers are chosen."""
-
-    family: str
-    layer: str
-    panels: Sequence[Panel]
-
-
-@dataclass(frozen=True)
 class Exhibit:
-    """A numbered figure of one or more panels; with ``choices`` a selector decides which panels are shown."""
+    """A numbered figure of one or more panels; with ``choices`` selectors decide which panels are shown."""
 
     id: str
     number: int
@@ -36,12 +28,20 @@ class Exhibit:
     choices: Sequence[Choice] = ()
 
     @property
-    def families(self) -> list[tuple[int, Choice]]:
-        """The first choice of each family, with its place among the choices."""
-        found: dict[str, tuple[int, Choice]] = {}
-        for index, choice in enumerate(self.choices):
-            found.setdefault(choice.family, (index, choice))
-        return list(found.values())
+    def families(self) -> list[str]:
+        """The families that can be chosen."""
+        return list(dict.fromkeys(choice.family for choice in self.choices))
+
+    def legends(self, place: int) -> list[Sequence[Key]]:
+        """The different legends of the panel at this place, in order."""
+        found: list[Sequence[Key]] = []
+        for choice in self.choices:
+            found += [panel.keys for panel in choice.panels[place : place + 1] if panel.keys not in found]
+        return found
+
+
+_OPTIONAL = ("decisions", "representations")
+"""Figures that are left out, without a number, where there is nothing to choose from."""
 
 
 def _drawn(panels: Iterable[Panel]) -> list[Panel]:
@@ -49,23 +49,9 @@ def _drawn(panels: Iterable[Panel]) -> list[Panel]:
     return [panel for panel in panels if any(trace.get("meta", {}).get("groups") for trace in panel.figure["data"])]
 
 
-def _spectra(material: Material) -> list[Choice]:
-    most = figures.points_a_line(material)
-    choices = []
-    for family in material.summary.families:
-        for layer in figures.layer_names(material, family):
-            panels = [
-                figures.spectrum(material, family, layer, "neuron", most),
-                figures.spectrum(material, family, layer, "spectral", most),
-            ]
-            choices.append(Choice(family.name, layer, panels))
-    return choices
-
-
 def exhibits(material: Material) -> dict[str, Exhibit]:
-    """All figures by name, numbered in the order in which the page shows them."""
+    """All figures by name, numbered in the order in which the page shows them; pictures where there are some."""
     families = material.summary.families
-    choices = _spectra(material)
     made: list[tuple[str, str, list[Panel]]] = [
         ("accuracy", "Accuracy against compressibility", [figures.accuracy(material, item) for item in families]),
         ("ratio", "Robust over clean accuracy", [figures.ratio(material, item) for item in families]),
@@ -73,18 +59,28 @@ def exhibits(material: Material) -> dict[str, Exhibit]:
         ("rho", "Correlation against budget", [figures.correlation_curve(material, norm) for norm in material.norms]),
         ("gap", "Bound and measured gap", [figures.bound_against_gap(material, norm) for norm in material.norms]),
         ("lipschitz", "Lipschitz constant from both sides", [figures.brackets(material, item) for item in families]),
-        ("spectra", "Row norms and singular values", list(choices[0].panels) if choices else []),
+        ("spectra", "Row norms and singular values", []),
         ("alignment", "Where perturbations point", [figures.alignment(material, item) for item in families]),
         ("amplification", "Amplification", [figures.amplification(material, item) for item in families]),
+        ("decisions", "Decisions around a sample", []),
+        ("representations", "Representations, clean and attacked", []),
     ]
-    return {
-        name: Exhibit(name, number, title, _drawn(panels), choices if name == "spectra" else ())
-        for number, (name, title, panels) in enumerate(made, start=1)
+    chosen = {
+        "spectra": choices.spectra(material),
+        "decisions": choices.decisions(material),
+        "representations": choices.representations(material),
     }
+    shown: dict[str, Exhibit] = {}
+    for name, title, panels in made:
+        options = chosen.get(name, [])
+        if options or name not in _OPTIONAL:
+            most = max((choice.panels for choice in options), key=len, default=_drawn(panels))
+            shown[name] = Exhibit(name, len(shown) + 1, title, most, options)
+    return shown
 
 
 def payload(material: Material, shown: dict[str, Exhibit]) -> dict[str, Any]:
-    """What the script draws: figures by panel id, the selector's choices, and the colours of a dark page."""
+    """What the script draws: figures by panel id, the selectors' choices, and the colours of a dark page."""
     panels: dict[str, Figure] = {}
     for exhibit in shown.values():
         if not exhibit.choices:
@@ -93,8 +89,16 @@ def payload(material: Material, shown: dict[str, Exhibit]) -> dict[str, Any]:
         {
             "exhibit": exhibit.id,
             "family": choice.family,
-            "layer": choice.layer,
-            "panels": [{"figure": panel.figure, "label": panel.label} for panel in choice.panels],
+            "option": choice.option,
+            "panels": [
+                {
+                    "figure": panel.figure,
+                    "title": panel.title,
+                    "label": panel.label,
+                    "legend": exhibit.legends(place).index(panel.keys),
+                }
+                for place, panel in enumerate(choice.panels)
+            ],
         }
         for exhibit in shown.values()
         for choice in exhibit.choices

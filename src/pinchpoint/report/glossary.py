@@ -63,7 +63,7 @@ TERMS: dict[str, Term] = {
     "eps": Term(
         "Budget ε",
         "How far an attack may move an input, in input units and in the norm named: every coordinate by at most ε (ℓ∞), or "
-        "the Euclidean length of the change at most ε (ℓ₂).",
+        "the Euclidean length of the change at most ε (ℓ₂), or all changes together at most ε (ℓ₁).",
         "‖x_adv − x‖_p ≤ ε",
     ),
     "clean_accuracy": Term("Clean accuracy (SA)", "Share of test samples classified correctly, without an attack."),
@@ -79,6 +79,16 @@ TERMS: dict[str, Term] = {
         "Universal accuracy",
         "Accuracy under one single perturbation for all inputs, fitted on training data and judged on test data. Its budget "
         "may be larger than that of the attacks; the table of models gives it.",
+    ),
+    "query_accuracy": Term(
+        "Query accuracy",
+        "Share of test samples that stay correctly classified under an attack that sees only the model’s answers, a limited "
+        "number of them a sample. It can exceed RA, whose attacks know the weights.",
+    ),
+    "transferred_accuracy": Term(
+        "Transferred accuracy",
+        "Share of test samples that stay correctly classified under examples made on another model, the surrogate, without "
+        "any look at this one.",
     ),
     "certified_accuracy": Term(
         "Certified accuracy",
@@ -123,6 +133,29 @@ TERMS: dict[str, Term] = {
         "Spearman’s ρ",
         "Agreement of two rankings, from −1 (opposite) to 1 (the same); 0 is none. Here: a figure against the family’s "
         "compressibility over all its models. Below 0, the figure falls as models get more compressible.",
+    ),
+    "effect": Term(
+        "Effect",
+        "How large what a claim speaks of is. For a trend, Spearman’s ρ within each seed, averaged over seeds; for a "
+        "contrast, the mean difference between the two sides for the same seeds, in points of a hundred for accuracies. The "
+        "interval below it is over seeds, with the confidence it can claim from so few.",
+    ),
+    "p_corrected": Term(
+        "Corrected p",
+        "A p-value is how often chance alone would show at least as much. Many claims give chance many tries, so each p is "
+        "raised for the number of tests of the study (by Holm’s rule, if the sentence names no other); below 0.05 counts.",
+    ),
+    "page": Term(
+        "Page’s test",
+        "Tests a trend by the order of the levels within each seed: would random orders, seed by seed, agree as well with "
+        "the order claimed? Two-sided, and without an assumption on how values spread.",
+        "L = Σ_seeds Σ_levels rank(x) · rank(y)",
+    ),
+    "paired_t": Term(
+        "Paired t",
+        "Tests whether the mean of the differences between two sides, one a seed, is other than zero. Assumes that the "
+        "differences of seeds spread about as a normal distribution does.",
+        "t = mean(d) / (std(d) / √n)",
     ),
 }
 """In the order in which the glossary shows them."""

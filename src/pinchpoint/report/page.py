@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import palette
+from pinchpoint.report import palette, verdicts
+from pinchpoint.report.choices import MOST_PICTURES
+from pinchpoint.report.claims import claim_groups
 from pinchpoint.report.exhibits import exhibits, packed, payload, script_json
 from pinchpoint.report.glossary import TERMS
 from pinchpoint.report.material import NORM_NAMES, gather
@@ -76,6 +78,10 @@ def render(summary: Summary, runs: Sequence[Run]) -> str:
         groups=groups(material),
         models=model_rows(material),
         correlations=correlation_rows(material),
+        claims=claim_groups(summary),
+        most_pictures=MOST_PICTURES,
+        counted=verdicts.counted(summary.verdicts),
+        rulings=verdicts.RULINGS,
         repeat=repeat(material),
         style=Markup(_template("style.css")),
         script=Markup(_template("page.js")),

@@ -20,11 +20,9 @@ Row = Mapping[str, Any]
 
 
 def plates(summary: Summary) -> dict[str, str]:
-    """Figures of a study by file name, from its rows alone; the strokes span the seeds."""
+    """A figure for every family, by its name, from the rows alone; strokes span the seeds."""
     return {
-        f"{summary.study}_{family.name}.svg": plate(
-            family, [row for row in summary.models if row["family"] == family.name]
-        )
+        family.name: plate(family, [row for row in summary.models if row["family"] == family.name])
         for family in summary.families
     }
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from pinchpoint.records import Family, Level, Ruling, Summary, Verdict
+from pinchpoint.records import Family, Level, Summary, Verdict
+from pinchpoint.report import verdicts as told
 from pinchpoint.report.material import finite
 from pinchpoint.report.plates import SIGNS, budget
 from pinchpoint.report.table import written
 
-_RULINGS: tuple[Ruling, ...] = ("supported", "opposite", "undecided")
 _HEAD = """# Results
 
 This page is made from the records of the studies by `{command}`; nothing in it is written by hand. **Supported** means that
-every seed shows the direction the paper states and p < 0.05, two-sided and corrected for all claims of the study;
-**opposite** that every seed shows the other direction, with the same certainty; **undecided** is everything else, and the
-reason is said. Trends are tested by the order of levels within seeds (Page's test, exact), contrasts by a paired t over
-seeds. Everything speaks of other seeds of the same training on the same test samples, at the sizes given here.
+{supported}; **opposite** that {opposite}; **undecided** is {undecided}.
+Trends are tested by the order of levels within seeds (Page's test, exact), contrasts by a paired t over seeds. Everything
+speaks of other seeds of the same training on the same test samples, at the sizes given here.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One study of the catalogue and what came of it: ``seconds`` of wall time, ``figures`` as the page links them."""
+    """One study and what came of it: ``seconds`` of wall time, ``figures`` by family, as the page links them."""
 
     name: str
     title: str
@@ -36,7 +34,7 @@ class Entry:
     command: str
     seconds: float | None
     machine: str
-    figures: Sequence[str] = ()
+    figures: Mapping[str, str] = field(default_factory=dict)
 
 
 def page(entries: Sequence[Entry], command: str) -> str:
@@ -46,33 +44,27 @@ def page(entries: Sequence[Entry], command: str) -> str:
         entries: in the order in which the page shows them.
         command: that makes the page.
     """
-    blocks = [_HEAD.format(command=command)]
+    blocks = [_HEAD.format(command=command, **told.RULINGS)]
     if any(entry.summary.verdicts for entry in entries):
-        blocks += ["## All claims", _counted(entries), _overview(entries)]
+        verdicts = [verdict for entry in entries for verdict in entry.summary.verdicts]
+        blocks += ["## All claims", told.counted(verdicts), _overview(entries)]
     blocks += [block for entry in entries for block in _entry(entry)]
     return "\n\n".join(block.strip() for block in blocks if block.strip()) + "\n"
-
-
-def _counted(entries: Sequence[Entry]) -> str:
-    counts = Counter(verdict.ruling for entry in entries for verdict in entry.summary.verdicts)
-    total = sum(counts.values())
-    told = ", ".join(f"{counts[ruling]} {ruling}" for ruling in _RULINGS)
-    return f"{total} verdicts (a claim about a whole curve has one a budget): {told}."
 
 
 def _overview(entries: Sequence[Entry]) -> str:
     """One row a claim; a claim judged at several budgets says at which it was what."""
     rows = []
     for entry in entries:
-        for verdicts in _by_claim(entry.summary.verdicts):
+        for verdicts in told.by_claim(entry.summary.verdicts):
             first = verdicts[0]
             rows.append(
                 (
                     f"[{cell(entry.name)}](#{anchor(entry)})",
                     cell(first.says) + (f" ({cell(first.paper)})" if first.paper else ""),
                     _ruled(verdicts),
-                    _range([_effect(verdict) for verdict in verdicts]),
-                    _range([_chance(verdict) for verdict in verdicts]),
+                    _range([told.effect(verdict) for verdict in verdicts]),
+                    _range([told.chance(verdict.p_corrected) for verdict in verdicts]),
                 )
             )
     return table(("study", "claim", "verdict", "effect", "p, corrected"), rows)
@@ -85,18 +77,15 @@ def _entry(entry: Entry) -> Iterator[str]:
     yield f"## {cell(entry.title or entry.name)}"
     yield f"Paper: {cell(entry.paper or 'not there')}. Scale: {cell(entry.scale)}."
     yield entry.about.strip()
-    for verdicts in _by_claim(entry.summary.verdicts):
+    for verdicts in told.by_claim(entry.summary.verdicts):
         first = verdicts[0]
         yield f"**{cell(first.says)}**" + (f" ({cell(first.paper)})" if first.paper else "")
         yield cell(first.sentence) if len(verdicts) == 1 else _over_budgets(verdicts)
     for family in summary.families:
         yield f"### {cell(family.title)}"
         yield _measured(entry, family)
-        yield "\n".join(
-            f"![{cell(family.title)}]({figure})"
-            for figure in entry.figures
-            if figure.rpartition("/")[2] == f"{summary.study}_{family.name}.svg"
-        )
+        if family.name in entry.figures:
+            yield f"![{cell(family.title)}]({entry.figures[family.name]})"
     yield "\n".join(f"- {cell(note)}" for note in summary.notes)
     took = "" if entry.seconds is None else f", {duration(entry.seconds)}"
     seeds_told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
@@ -111,9 +100,9 @@ def _over_budgets(verdicts: Sequence[Verdict]) -> str:
         (
             budget(norm, verdict.eps),
             f"**{verdict.ruling}**",
-            _effect(verdict) or "–",
+            told.effect(verdict) or "–",
             _range([None if value is None else f"{value:+.2f}" for value in sorted(verdict.by_seed, key=_first)]),
-            _chance(verdict) or "–",
+            told.chance(verdict.p_corrected) or "–",
             cell(verdict.reason or ""),
         )
         for verdict in verdicts
@@ -153,36 +142,11 @@ def _mean(level: Level, key: str) -> str:
     return written(mean) + (f" ± {written(std)}" if mean is not None and std is not None else "")
 
 
-def _by_claim(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
-    found: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        found.setdefault(verdict.claim, []).append(verdict)
-    return list(found.values())
-
-
 def _ruled(verdicts: Sequence[Verdict]) -> str:
     if len({verdict.ruling for verdict in verdicts}) == 1:
         everywhere = f" at all {len(verdicts)} budgets" if len(verdicts) > 1 else ""
         return f"**{verdicts[0].ruling}**{everywhere}"
-    parts = []
-    for ruling in _RULINGS:
-        at = [budget(verdict.norm or "", verdict.eps) for verdict in verdicts if verdict.ruling == ruling]
-        if at:
-            parts.append(f"**{ruling}** at {', '.join(at)}")
-    return "; ".join(parts)
-
-
-def _effect(verdict: Verdict) -> str | None:
-    if verdict.effect is None:
-        return None
-    if verdict.unit == "rho":
-        return f"ρ {verdict.effect:+.2f}"
-    return f"{100 * verdict.effect:+.1f} points" if verdict.unit == "share" else f"{verdict.effect:+.3g}"
-
-
-def _chance(verdict: Verdict) -> str | None:
-    p = verdict.p_corrected
-    return None if p is None else f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return "; ".join(f"**{ruling}** at {at}" for ruling, at in told.budgets(verdicts).items())
 
 
 def _range(values: Sequence[str | None]) -> str:

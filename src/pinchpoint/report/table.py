@@ -42,6 +42,8 @@ _PER_NORM = (
     ("robust_accuracy", "RA"),
     ("robust_over_clean", "RA / SA"),
     ("universal_accuracy", "universal"),
+    ("query_accuracy", "queries"),
+    ("transferred_accuracy", "transferred"),
     ("certified_accuracy", "certified"),
     ("gap", "gap"),
     ("gap_bound", "gap bound"),
@@ -55,6 +57,8 @@ _METRICS = (
     "robust_accuracy",
     "robust_over_clean",
     "universal_accuracy",
+    "query_accuracy",
+    "transferred_accuracy",
     "gap",
     "gap_bound",
     "lipschitz",
@@ -80,7 +84,7 @@ def written(value: float | None) -> str:
 
 
 def groups(material: Material) -> list[Group]:
-    """Columns of the models' table, for the norms on record."""
+    """Columns of the models' table, for the norms on record and what is known under each."""
     first = [
         Column("compressibility", "in this view", TERMS["compressibility"], starts_group=True),
         Column("neuron", "neuron", TERMS["neuron"]),
@@ -88,19 +92,25 @@ def groups(material: Material) -> list[Group]:
     ]
     table = [Group("Compressibility", first)]
     table.append(Group("No attack", [Column("clean_accuracy", "SA", TERMS["clean_accuracy"], starts_group=True)]))
+    items = [item for placed in material.placed.values() for item in placed]
     for norm in material.norms:
+        known = [pair for pair in _PER_NORM if any(item.value(f"{pair[0]}_{norm}") is not None for item in items)]
         columns = [
             Column(f"{key}_{norm}", _head(key, head, norm, material), TERMS[key], starts_group=index == 0)
-            for index, (key, head) in enumerate(_PER_NORM)
+            for index, (key, head) in enumerate(known)
         ]
-        table.append(Group(material.threat(norm), columns))
+        if columns:
+            table.append(Group(material.threat(norm), columns))
     return table
 
 
-def _head(key: str, head: str, norm: str, material: Material) -> str:
-    """A universal perturbation has a budget of its own, so its column says which."""
-    eps = material.summary.models[0].get(f"universal_eps_{norm}") if material.summary.models else None
-    return f"{head}, ε = {eps:g}" if key == "universal_accuracy" and eps is not None else head
+def _head(key: str, head: str, norm: ThreatNorm, material: Material) -> str:
+    """A universal perturbation has a budget of its own and queries are counted, so their columns say so."""
+    records = [item for run in material.runs for item in run.audit.robustness if item.norm == norm]
+    if key == "universal_accuracy" and records and records[0].universal_eps is not None:
+        return f"{head}, ε = {records[0].universal_eps:.4g}"
+    queries = max((item.queries or 0 for item in records), default=0)
+    return f"{queries} {head}" if key == "query_accuracy" and queries else head
 
 
 def model_rows(material: Material) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pinchpoint.study.config import StudyConfig, parse, read
 from pinchpoint.study.engine import Engine, Here, Processes, default_workers
 from pinchpoint.study.graph import Key, Stage
 from pinchpoint.study.plan import Plan, Task, plan
+from pinchpoint.study.remote import RemoteStore, open_store
 from pinchpoint.study.store import Store
 from pinchpoint.study.study import Failure, Status, failures, finished_runs, gather, run, status
 
@@ -17,6 +18,7 @@ __all__ = [
     "Key",
     "Plan",
     "Processes",
+    "RemoteStore",
     "Stage",
     "Status",
     "Store",
@@ -28,6 +30,7 @@ __all__ = [
     "finished_runs",
     "gather",
     "names",
+    "open_store",
     "parse",
     "plan",
     "read",

@@ -20,6 +20,11 @@ def names() -> list[str]:
     return sorted(_files())
 
 
+def reproducible() -> list[str]:
+    """Those of the paper's experiments, and beyond: what has a scale."""
+    return [name for name in names() if scales(name)]
+
+
 def catalogue(name: str, scale: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
     """A study that comes with the package, by name, at one of its scales.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
@@ -48,6 +48,15 @@ CURVE = ("robust_accuracy", "robust_over_clean", "certified_accuracy")
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["each"] | None
 
 
+def _is_number(text: str) -> bool:
+    """YAML takes 1e-3 for text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +67,15 @@ class _Measured(_Strict):
     metric: Metric
     norm: ThreatNorm | None = None
     eps: Budget = None
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _budget(cls, eps: object) -> object:
+        if isinstance(eps, bool) or (isinstance(eps, str) and eps != "each" and not _is_number(eps)):
+            raise ConfigError(
+                "eps must be a budget, each or null", eps, "write eps: each for every budget of the curve"
+            )
+        return eps
 
     def _metrics(self) -> tuple[str, ...]:
         return (self.metric,)

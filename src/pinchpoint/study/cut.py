@@ -68,6 +68,8 @@ def _by_name(entries: Any, over: Mapping[str, Any], name: str) -> list[Any]:
             raise ConfigError("what is changed by name must be there", key, f"use one of: {', '.join(known)}")
         if value is None:
             del known[key]
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f"what changes {key} must be a mapping", value, f"write {key}: {{...}}, or null")
         else:
             known[key] = _over(known[key], value, ("entry",))
     return list(known.values())

@@ -6,8 +6,10 @@ Everything it knows lies in the store, so a driver that is killed loses nothing 
 from __future__ import annotations
 
 import heapq
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +22,7 @@ RETRIES = 3
 """How often a stage whose process died is tried again."""
 
 _RENEW = 20.0
-_LOOK = 0.2
+_LOOK, _PATIENCE = 0.2, 5.0
 
 
 class Watcher(Protocol):
@@ -110,28 +112,42 @@ def drive(
     """
     watcher = watcher or Silent()
     state = _begin(stages, store)
-    renewed = time.monotonic()
-    try:
+    with _renewing(state, store):
         while state.ready or state.running or state.others:
             while state.ready and len(state.running) < engine.slots:
-                _hand_out(stages[heapq.heappop(state.ready)[1]], state, store, engine, perform, watcher)
-            for outcome in engine.wait(_LOOK if state.others else _RENEW / 4) if state.running else ():
+                _hand_out(stages[heapq.heappop(state.ready)[1]], stages, state, store, engine, perform, watcher)
+            for outcome in engine.wait(_LOOK if state.others else _PATIENCE) if state.running else ():
                 state.running.discard(outcome.key)
                 store.release(outcome.key)
                 _back(stages[outcome.key], outcome, stages, state, store, watcher, retries)
-            if time.monotonic() - renewed > _RENEW:
-                store.renew(state.running)
-                renewed = time.monotonic()
             if state.others:  # what another driver is at is asked about again
                 if not state.running:
                     time.sleep(_LOOK)
                 for key in state.others:
                     heapq.heappush(state.ready, (state.order[key], key))
                 state.others = []
+    return state.reasons
+
+
+@contextmanager
+def _renewing(state: _State, store: Store) -> Iterator[None]:
+    """This driver's claims are kept alive from a thread, since a stage done in this process may take long; at last they
+    are given up."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_RENEW):
+            store.renew(tuple(state.running))
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
+        over.set()
+        thread.join()
         for key in state.running:
             store.release(key)
-    return state.reasons
 
 
 def _begin(stages: Mapping[Key, Stage], store: Store) -> _State:
@@ -153,22 +169,42 @@ def _begin(stages: Mapping[Key, Stage], store: Store) -> _State:
     return state
 
 
-def _hand_out(stage: Stage, state: _State, store: Store, engine: Engine, perform: Perform, watcher: Watcher) -> None:
+def _hand_out(
+    stage: Stage,
+    stages: Mapping[Key, Stage],
+    state: _State,
+    store: Store,
+    engine: Engine,
+    perform: Perform,
+    watcher: Watcher,
+) -> None:
     key = stage.key
-    if store.has(key):  # another driver was quicker
-        state.done(key)
-        watcher.ended(stage, None)
-    elif not store.claim(key):
-        state.others.append(key)
-    elif store.has(key):  # ended between the two questions
-        store.release(key)
-        state.done(key)
-        watcher.ended(stage, None)
-    else:
+    if not _ended(stage, stages, state, store, watcher):  # another driver may be quicker
+        if not store.claim(key):
+            state.others.append(key)
+            return
+        if _ended(stage, stages, state, store, watcher):  # between the two questions
+            store.release(key)
+            return
         state.running.add(key)
         watcher.started(stage)
         gpus = 0 if stage.cell.device == "cpu" else 1
-        engine.submit(Job(key, perform, (stage, store), cpus=stage.cell.threads, gpus=gpus))
+        engine.submit(Job(key, perform, (stage, store), stage.cell.threads, gpus, store.home))
+
+
+def _ended(stage: Stage, stages: Mapping[Key, Stage], state: _State, store: Store, watcher: Watcher) -> bool:
+    """Whether another driver has done the stage, or has seen it fail."""
+    key = stage.key
+    if store.has(key):
+        state.done(key)
+        watcher.ended(stage, None)
+        return True
+    if not store.failed(key):
+        return False
+    reason = store.load([key])[key].reason or "no reason"
+    for gone in state.failed(key, reason):
+        watcher.ended(stages[gone], reason)
+    return True
 
 
 def _back(
@@ -187,6 +223,7 @@ def _back(
             raise outcome.error
         reason = str(outcome.error)
     elif outcome.lost is not None and not store.has(key):
+        store.sweep()
         state.tries[key] = state.tries.get(key, 0) + 1
         if state.tries[key] <= retries:
             heapq.heappush(state.ready, (state.order[key], key))

@@ -10,11 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from pinchpoint.errors import PinchpointError
@@ -23,13 +25,23 @@ from pinchpoint.study.graph import Key
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work: ``call(*arguments)`` does it, and both cross process borders. ``gpus`` is 1 where it may use one."""
+    """A piece of work: ``call(*arguments)`` does it, and both cross process borders.
+
+    Attributes:
+        key: whose outcome it will be.
+        call: what is called.
+        arguments: with what.
+        cpus: how many it keeps busy.
+        gpus: 1 where it may use one.
+        home: the folder that whoever does it must see, where there is one.
+    """
 
     key: Key
     call: Callable[..., object]
     arguments: tuple[Any, ...]
     cpus: int = 1
     gpus: int = 0
+    home: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,9 @@ class Outcome:
 class Engine(Protocol):
     """Does jobs, ``slots`` at a time."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many it takes now."""
 
     def submit(self, job: Job) -> None:
         """Take a job; at most ``slots`` are taken and not yet given back."""
@@ -105,7 +119,7 @@ class Processes:
             self._pool = ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), initializer=_begin)
         with _interrupts_held():
             try:
-                self._running[self._pool.submit(_attempt, job)] = job.key
+                self._running[self._pool.submit(attempt, job)] = job.key
             except BrokenProcessPool:  # seen when the others are waited for
                 lost: Future[object] = Future()
                 lost.set_exception(BrokenProcessPool())
@@ -146,7 +160,18 @@ class Processes:
         pool.shutdown(cancel_futures=True)
 
 
-def _attempt(job: Job) -> object:
+def outcome_of(job: Job) -> Outcome:
+    """Do a job. An error that is not ours takes its traceback along as a note, for those who read it elsewhere."""
+    try:
+        return Outcome(job.key, job.call(*job.arguments))
+    except PinchpointError as error:
+        return Outcome(job.key, error=error)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return Outcome(job.key, error=error)
+
+
+def attempt(job: Job) -> object:
     """In a worker. Terminated, it clears away what it was writing."""
     signal.signal(signal.SIGTERM, _leave)
     try:

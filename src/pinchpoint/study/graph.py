@@ -139,8 +139,8 @@ class Hasher:
         """
         made = self.models(cell, seed)
         model = made[-1]
-        only, lent, attacks = (model.key,), (model.key,), dict[ThreatNorm | None, Stage]()
-        lender = b""
+        only: tuple[Key, ...] = (model.key,)
+        lent, lender, attacks = only, b"", dict[ThreatNorm | None, Stage]()
         if surrogate is not None and cell.surrogate is not None:
             made += self.models(surrogate, seed + cell.surrogate.seed_shift)
             lender, lent = made[-1].hashed, (model.key, made[-1].key)

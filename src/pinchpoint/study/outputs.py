@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Summary
-from pinchpoint.study.store import Writing
+from pinchpoint.study import tables
+from pinchpoint.study.store import Writing, mark
 
 
 def belongs_to(folder: Path, study: str) -> None:
@@ -33,7 +34,7 @@ def belongs_to(folder: Path, study: str) -> None:
 def write_summary(folder: Path, summary: Summary) -> Path:
     """summary.json."""
     text = summary.model_dump_json(indent=1) + "\n"
-    return _write(folder / "summary.json", lambda temporary: temporary.write_text(text, "utf-8"))
+    return write_whole(folder / "summary.json", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, object]]) -> Path:
@@ -41,13 +42,18 @@ def write_rows(folder: Path, rows: Iterable[dict[str, object]]) -> Path:
     import polars
 
     frame = polars.DataFrame(list(rows), infer_schema_length=None)
-    return _write(folder / "records.parquet", frame.write_parquet)
+    return write_whole(folder / "records.parquet", lambda temporary: tables.write(frame, temporary))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` fill a file, which then takes its place at once.
+
+    Raises:
+        StoreError: where the folder cannot be written.
+    """
     with Writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as temporary:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=mark()) as temporary:
             write(Path(temporary) / path.name)
             (Path(temporary) / path.name).replace(path)
     return path

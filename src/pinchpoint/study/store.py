@@ -29,9 +29,11 @@ from pinchpoint.records import StageRecord
 from pinchpoint.study import tables
 from pinchpoint.study.graph import KINDS, Key, Kind
 
-_RECORD, _DONE, _FAILED = "record.parquet", "stages", "failed"
+RECORD, DONE, FAILED = "record.parquet", "stages", "failed"
 _STALE = 120.0
 """Seconds after which a claim that its driver has not renewed is nobody's."""
+_EMPTY = 5.0
+"""Seconds that a driver may take from making a claim to writing its name into it."""
 
 
 class Store:
@@ -44,9 +46,22 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def __getstate__(self) -> dict[str, Path]:
+        """Whoever it is sent to may work in another folder."""
+        return {"root": self.root.absolute()}
+
+    def __str__(self) -> str:
+        """Where it is, for people."""
+        return str(self.root)
+
+    @property
+    def home(self) -> Path | None:
+        """The folder that everybody must see who works on the store; None where it is none."""
+        return self.root.absolute()
+
     def folder(self, key: Key) -> Path:
         """Where a stage lies, whether or not it is finished."""
-        return self.root / _DONE / key[0] / key[1]
+        return self.root / DONE / key[0] / key[1]
 
     def finished(self, kinds: Sequence[Kind] = KINDS) -> set[Key]:
         """All stages that are done or skipped.
@@ -54,11 +69,11 @@ class Store:
         Raises:
             StoreError: where that cannot be told.
         """
-        return self._listed(_DONE, kinds)
+        return self._listed(DONE, kinds)
 
     def failures(self, kinds: Sequence[Kind] = KINDS) -> set[Key]:
         """All stages that failed."""
-        return self._listed(_FAILED, kinds)
+        return self._listed(FAILED, kinds)
 
     def _listed(self, where: str, kinds: Sequence[Kind]) -> set[Key]:
         found: set[Key] = set()
@@ -78,6 +93,10 @@ class Store:
         """Whether the stage is done or skipped."""
         return self.folder(key).is_dir()
 
+    def failed(self, key: Key) -> bool:
+        """Whether the stage failed."""
+        return (self.root / FAILED / key[0] / key[1]).is_dir()
+
     def load(self, keys: Iterable[Key]) -> dict[Key, StageRecord]:
         """Records of stages, failed ones too; those that are not there are left out.
 
@@ -93,7 +112,7 @@ class Store:
             failed = sorted(name for name in names if (kind, name) in bad - there)
             table = self.table(kind, {name for name in names if (kind, name) in there})
             if failed:
-                more = tables.read(kind, [self.root / _FAILED / kind / name / _RECORD for name in failed])
+                more = tables.read(kind, self._records(FAILED, kind, failed))
                 table = polars.concat([table, more])
             try:
                 found.update({(kind, record.id): record for record in tables.records(kind, table)})
@@ -112,7 +131,7 @@ class Store:
             left -= set(part["id"])
             parts.append(part)
         if left or not parts:
-            parts.append(tables.read(kind, [self.folder((kind, name)) / _RECORD for name in sorted(left)]))
+            parts.append(tables.read(kind, self._records(DONE, kind, left)))
         return polars.concat(parts)
 
     def add(self, key: Key, fill: Callable[[Path], StageRecord]) -> StageRecord:
@@ -126,14 +145,14 @@ class Store:
         """
         with self.writing():
             self.folder(key).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=_mark(), ignore_cleanup_errors=True) as temporary:
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary:
                 work = Path(temporary) / key[1]
                 work.mkdir()
                 record = fill(work)
-                tables.frame(key[0], [record]).write_parquet(work / _RECORD, statistics=False)
+                tables.write(tables.frame(key[0], [record]), work / RECORD)
                 where = self.folder(key)
                 if record.status == "failed":
-                    where = self.root / _FAILED / key[0] / key[1]
+                    where = self.root / FAILED / key[0] / key[1]
                     where.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     work.rename(where)
@@ -144,30 +163,45 @@ class Store:
         return record
 
     def remove(self, key: Key) -> None:
-        """Take a stage out, at once, as it came, whether it failed or not."""
+        """Take a stage out, at once, as it came, whether it failed or not; segments of its kind go too."""
         with (
             self.writing(),
-            tempfile.TemporaryDirectory(dir=self.root, prefix=_mark(), ignore_cleanup_errors=True) as temporary,
+            tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary,
         ):
-            for where in (_DONE, _FAILED):
+            self._drop_segments(key[0])
+            for where in (DONE, FAILED):
                 with contextlib.suppress(FileNotFoundError):
                     (self.root / where / key[0] / key[1]).rename(Path(temporary) / where)
 
     def compact(self, above: int = 200) -> None:
-        """Copy records that lie in no segment into one, where a kind has more than so many of them."""
+        """Copy records that lie in no segment into one, where a kind has more than so many of them; what was copied
+        from stages that are gone is dropped."""
         for kind in KINDS:
             names = {name for _, name in self.finished([kind])}
-            loose = names - {name for segment in self._segments(kind) for name in segment["id"]}
+            copied = {name for segment in self._segments(kind) for name in segment["id"]}
+            if not copied <= names:  # stages were deleted by hand; done again, they will differ from their copies
+                self._drop_segments(kind)
+                copied = set()
+            loose = names - copied
             if len(loose) <= above:
                 continue
-            table = tables.read(kind, [self.folder((kind, name)) / _RECORD for name in sorted(loose)])
-            mark = hashlib.sha256("".join(sorted(loose)).encode()).hexdigest()[:16]
-            with self.writing():
-                path = self.root / "segments" / kind / f"{mark}.parquet"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=self.root, prefix=_mark()) as temporary:
-                    table.write_parquet(Path(temporary) / path.name)
-                    (Path(temporary) / path.name).replace(path)
+            table = tables.read(kind, self._records(DONE, kind, loose))
+            self._add_segment(kind, hashlib.sha256("".join(sorted(loose)).encode()).hexdigest()[:16], table)
+
+    def _records(self, where: str, kind: Kind, names: Iterable[str]) -> list[Path]:
+        """Files with the records of stages."""
+        return [self.root / where / kind / name / RECORD for name in sorted(names)]
+
+    def _add_segment(self, kind: Kind, name: str, table: polars.DataFrame) -> None:
+        with self.writing():
+            path = self.root / "segments" / kind / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=mark()) as temporary:
+                tables.write(table, Path(temporary) / path.name)
+                (Path(temporary) / path.name).replace(path)
+
+    def _drop_segments(self, kind: Kind) -> None:
+        shutil.rmtree(self.root / "segments" / kind, ignore_errors=True)
 
     def _segments(self, kind: Kind) -> Iterator[polars.DataFrame]:
         for path in sorted((self.root / "segments" / kind).glob("*.parquet")):
@@ -179,7 +213,7 @@ class Store:
     def claim(self, key: Key) -> bool:
         """Say that this driver does a stage; False where another one that lives does."""
         path = self._claim(key)
-        mine = f"{_host()} {os.getpid()}"
+        mine = me()
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(2):
@@ -190,7 +224,11 @@ class Store:
                 except FileExistsError:
                     if self._alive(path, mine):
                         return False
-                    path.unlink(missing_ok=True)
+                    self._clear(path, mine)
+                except OSError:  # a full disk takes the name, but nothing into it
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                    raise
         return False
 
     def renew(self, keys: Iterable[Key]) -> None:
@@ -209,31 +247,40 @@ class Store:
         found = {}
         for path in sorted((self.root / "claims").glob("*")):
             with contextlib.suppress(OSError):
-                if self._alive(path, ""):
+                if self._alive(path):
                     found[path.name] = path.read_text(encoding="utf-8")
         return found
 
     def _claim(self, key: Key) -> Path:
         return self.root / "claims" / f"{key[0]}-{key[1]}"
 
-    def _alive(self, path: Path, mine: str) -> bool:
+    def _alive(self, path: Path, mine: str | None = None) -> bool:
         try:
             owner, age = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
         except OSError:
             return False
-        host, _, process = owner.partition(" ")
-        if owner == mine or age > _STALE:
-            return False
-        if host != _host() or not process.isdigit():
-            return True
-        return _runs(int(process))
+        return owner != mine and at_it(owner, age)
+
+    def _clear(self, path: Path, mine: str | None = None) -> None:
+        """Take a claim of nobody away. Where another driver was quicker, and it is its claim by now, it is put back."""
+        with (
+            contextlib.suppress(FileNotFoundError),
+            tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary,
+        ):
+            aside = path.rename(Path(temporary) / path.name)
+            if self._alive(aside, mine):
+                aside.rename(path)
 
     def sweep(self) -> None:
-        """Remove what processes of this machine that were killed have left half-written."""
+        """Remove what processes of this machine that were killed have left: half-written things, and claims."""
         for left in self.root.glob(f".writing-{_host()}-*"):
             with contextlib.suppress(ValueError):
                 if not _runs(int(left.name.split("-")[2])):
                     shutil.rmtree(left, ignore_errors=True)
+        for claim in (self.root / "claims").glob("*"):
+            if not self._alive(claim):
+                with contextlib.suppress(OSError):
+                    self._clear(claim)
 
     def writing(self) -> Writing:
         """Within it, the file system's refusals become one sentence."""
@@ -250,14 +297,24 @@ class Writing:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        refused = isinstance(error, OSError) or (
-            isinstance(error, polars.exceptions.PolarsError) and "os error" in str(error)
-        )
-        if refused:
-            seen = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if isinstance(error, OSError):
+            seen = error.strerror or str(error).splitlines()[0]
             raise StoreError(
                 f"the store {self.root} must be writable", seen, "free some space or choose another folder with --out"
             ) from None
+
+
+def at_it(owner: str, age: float) -> bool:
+    """Whether a claim of so many seconds ago, with this in it, is somebody's."""
+    if age > (_STALE if owner else _EMPTY):
+        return False
+    host, _, process = owner.partition(" ")
+    return host != _host() or not process.isdigit() or _runs(int(process))
+
+
+def me() -> str:
+    """This process, as it stands in its claims."""
+    return f"{_host()} {os.getpid()}"
 
 
 def _runs(process: int) -> bool:
@@ -273,7 +330,7 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _mark() -> str:
+def mark() -> str:
     """Names of half-written things say whose they are."""
     return f".writing-{_host()}-{os.getpid()}-"
 

@@ -13,9 +13,13 @@ from pinchpoint.study.engine import Engine, Here, Processes
 from pinchpoint.study.graph import Key
 from pinchpoint.study.outputs import belongs_to, write_rows, write_summary
 from pinchpoint.study.plan import Plan, Task, plan
+from pinchpoint.study.rows import read_rows
 from pinchpoint.study.runs import together
 from pinchpoint.study.store import Store
 from pinchpoint.study.summary import summarise
+
+MOST_DRAWN = 1000
+"""Runs above which none are read for a page, which could not show so many."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,16 @@ def run(
     if retry_failed:
         for key in store.failures() & planned.stages.keys():
             store.remove(key)
-    waiting = planned.waiting(store.finished())
+    finished = store.finished()
+    waiting = planned.waiting(finished)
     if not waiting:
         return []
+    store.load({key[0]: key for key in finished & planned.stages.keys()}.values())  # refuses one of a newer version
     bad = store.failures()
     check(task.cell for task in waiting if bad.isdisjoint(task.stages))
     wanted: set[Key] = {key for task in waiting for key in task.stages}
     stages = {key: stage for key, stage in planned.stages.items() if key in wanted}
+    store.compact()
     engine = engine or (Here() if workers <= 1 or len(stages) == 1 else Processes(workers))
     try:
         reasons = drive(stages, store, engine, perform, watcher)
@@ -141,16 +148,19 @@ def gather(
         config: the study.
         store: where its stages are.
         failures: what ``run`` returned.
-        folder: for the two files; the store's own where None.
+        folder: for the two files; where None the store's own, or runs/STUDY for a store that is no folder.
 
     Raises:
         StoreError: where no run is finished, or the folder belongs to another study.
     """
-    folder = store.root if folder is None else folder
+    if folder is None:
+        folder = Path("runs") / config.study if store.home is None else store.root
     belongs_to(folder, config.study)
     planned = plan(config)
-    runs = finished_runs(planned, store)
-    summary = summarise(config, planned, runs, failures)
+    found = read_rows(config, planned, store)
+    Store(folder).sweep()
+    summary = summarise(config, planned, found, failures)
     write_summary(folder, summary)
     write_rows(folder, summary.models)
+    runs = finished_runs(planned, store) if len(planned.tasks) <= MOST_DRAWN else {}
     return summary, list(runs.values())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pinchpoint.errors import StoreError
-from pinchpoint.records import Correlation, Family, Level, Member, Peak, Run, Summary, ThreatNorm
+import numpy as np
+
+from pinchpoint.records import Correlation, Family, Level, Peak, Summary, ThreatNorm
 from pinchpoint.study.config import FamilyConfig, StudyConfig
 from pinchpoint.study.findings import bound_finding, findings, headline
 from pinchpoint.study.judge import judge
 from pinchpoint.study.plan import Plan
+from pinchpoint.study.rows import Rows
+from pinchpoint.study.statistics import associate, spearman
 
 _METRICS = (
     "robust_accuracy",
@@ -28,6 +30,10 @@ _METRICS = (
 )
 
 
+_MOST_PERMUTED = 2000
+"""Models above which p-values are Student's: permutations would take minutes."""
+
+
 class Failed(Protocol):
     """A run that failed, and why."""
 
@@ -40,36 +46,22 @@ class Failed(Protocol):
         """Why."""
 
 
-def summarise(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failures: Sequence[Failed] = ()) -> Summary:
-    """Summarise the runs that are there.
+def summarise(config: StudyConfig, planned: Plan, found: Rows, failures: Sequence[Failed] = ()) -> Summary:
+    """Summarise the models that are there.
 
     Args:
         config: the study.
         planned: its runs.
-        runs: those that are finished, by id.
+        found: the rows of those that are finished.
         failures: runs that failed.
-
-    Raises:
-        StoreError: where none is.
     """
-    members = [member for task in planned.tasks for member in task.members if member.run in runs]
-    if not members:
-        raise StoreError(
-            "a report needs at least one finished run",
-            "an empty store",
-            "run the study first: pinchpoint study run FILE",
-        )
-    families = {family.name: family for family in config.families}
-    order = list(families)
-    members.sort(key=lambda member: (order.index(member.family), member.level, member.seed))
-    rows = [_row(families[member.family], member, runs[member.run]) for member in members]
-    summaries = [
-        _family(family, [row for row in rows if row["family"] == family.name], runs)
-        for family in config.families
-        if any(row["family"] == family.name for row in rows)
-    ]
-    first = runs[members[0].run]
-    bound_vs_gap = _bound_vs_gap(rows, {item.norm: item.eps for item in first.audit.robustness})
+    rows = found.rows
+    norms = _norms(rows)
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        of.setdefault(row["family"], []).append(row)
+    summaries = [_family(family, of[family.name], norms) for family in config.families if family.name in of]
+    bound_vs_gap = _bound_vs_gap(rows, norms)
     return Summary(
         study=config.study,
         title=config.title or config.study,
@@ -78,81 +70,26 @@ def summarise(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failu
         bound_vs_gap=bound_vs_gap,
         verdicts=judge(config.claims, rows),
         models=rows,
-        members=members,
-        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, runs, failures)],
-        versions=first.versions,
-        machine=first.machine,
+        members=found.members,
+        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, found, failures)],
+        versions=found.versions,
+        machine=found.machine,
     )
 
 
-def _row(family: FamilyConfig, member: Member, run: Run) -> dict[str, Any]:
-    """One model as a flat row; layers and curves nested."""
-    audit = run.audit
-    row: dict[str, Any] = {
-        "run": run.id,
-        "family": family.name,
-        "family_title": family.title or family.name,
-        "level": member.level,
-        "label": member.label,
-        "seed": member.seed,
-        "compressibility": getattr(audit.profile, family.view),
-        "neuron": audit.profile.neuron,
-        "spectral": audit.profile.spectral,
-        "clean_accuracy": audit.clean_accuracy,
-        "parameters": audit.parameters,
-    }
-    for robustness in audit.robustness:
-        norm = robustness.norm
-        row |= {
-            f"eps_{norm}": robustness.eps,
-            f"robust_accuracy_{norm}": robustness.robust_accuracy,
-            f"robust_over_clean_{norm}": robustness.robust_over_clean,
-            f"certified_accuracy_{norm}": next(
-                p.certified_accuracy for p in robustness.curve if p.eps == robustness.eps
-            ),
-            f"universal_accuracy_{norm}": robustness.universal_accuracy,
-            f"universal_eps_{norm}": robustness.universal_eps,
-            f"query_accuracy_{norm}": robustness.query_accuracy,
-            f"transferred_accuracy_{norm}": robustness.transferred_accuracy,
-            f"gap_{norm}": robustness.gap,
-            f"gap_bound_{norm}": robustness.gap_bound,
-            f"curve_{norm}": [point.model_dump() for point in robustness.curve],
-        }
-    for bound in audit.bounds:
-        row |= {
-            f"lipschitz_{bound.norm}": bound.lipschitz,
-            f"lipschitz_structure_{bound.norm}": bound.lipschitz_structure,
-            f"lipschitz_lower_{bound.norm}": bound.lipschitz_lower,
-        }
-    for mechanism in audit.mechanism:
-        row |= {
-            f"amplification_{mechanism.norm}": mechanism.amplification,
-            f"alignment_{mechanism.norm}": mechanism.layers[0].alignment,
-            f"alignment_baseline_{mechanism.norm}": mechanism.layers[0].baseline,
-        }
-    row["layers"] = [
-        {
-            "name": layer.name,
-            "neuron_k": layer.neuron.k,
-            "neuron_residual": layer.neuron.residual,
-            "neuron_spread": layer.neuron.spread,
-            "spectral_k": layer.spectral.k,
-            "spectral_residual": layer.spectral.residual,
-            "spectral_spread": layer.spectral.spread,
-            "effective_rank": layer.effective_rank,
-            "stable_rank": layer.stable_rank,
-            "frobenius": layer.frobenius,
-        }
-        for layer in audit.profile.layers
-    ]
-    row["epochs"] = run.training.epochs
-    row["seconds"] = sum(audit.seconds.values())
-    return row
+def _norms(rows: Sequence[dict[str, Any]]) -> dict[ThreatNorm, float]:
+    """Judged norms and their budgets."""
+    names: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
+    found: dict[ThreatNorm, float] = {}
+    for norm in names:
+        budget = next((eps for row in rows if (eps := row.get(f"eps_{norm}")) is not None), None)
+        if budget is not None:
+            found[norm] = budget
+    return found
 
 
-def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str, Run]) -> Family:
+def _family(family: FamilyConfig, rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float]) -> Family:
     correlations = [_correlation(rows, "clean_accuracy", None, None, [row["clean_accuracy"] for row in rows])]
-    norms: dict[ThreatNorm, float] = {item.norm: item.eps for item in runs[rows[0]["run"]].audit.robustness}
     for norm, eps in norms.items():
         for metric in _METRICS:
             values = [row.get(f"{metric}_{norm}") for row in rows]
@@ -162,7 +99,7 @@ def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str,
             if other != eps:
                 values = [_at(row[f"curve_{norm}"], other) for row in rows]
                 correlations.append(_correlation(rows, "robust_accuracy", norm, other, values))
-    levels = [_level(rows, level) for level in sorted({row["level"] for row in rows})]
+    levels = _levels(rows)
     peaks = [peak for norm in norms if (peak := _peak(rows, levels, norm)) is not None]
     return Family(
         name=family.name,
@@ -175,6 +112,35 @@ def _family(family: FamilyConfig, rows: list[dict[str, Any]], runs: Mapping[str,
             finding for norm, eps in norms.items() for finding in findings(norm, eps, correlations, levels, peaks)
         ],
     )
+
+
+def _levels(rows: Sequence[dict[str, Any]]) -> list[Level]:
+    """Means and standard deviations over seeds of every number of each level; rows stand in the order of levels."""
+    keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)))
+    table = np.array([[_number(row.get(key)) for key in keys] for row in rows], dtype=float).reshape(len(rows), -1)
+    places = [place for place, row in enumerate(rows) if not place or row["level"] != rows[place - 1]["level"]]
+    lengths = np.diff([*places, len(rows)])
+    known = ~np.isnan(table)
+    counts = np.add.reduceat(known, places, axis=0, dtype=float)
+    means = np.add.reduceat(np.where(known, table, 0.0), places, axis=0) / np.maximum(counts, 1.0)
+    apart = np.where(known, table - np.repeat(means, lengths, axis=0), 0.0)
+    deviations = np.sqrt(np.add.reduceat(apart**2, places, axis=0) / np.maximum(counts - 1.0, 1.0))
+    return [
+        Level(
+            label=rows[place]["label"],
+            level=rows[place]["level"],
+            seeds=int(length),
+            mean={key: value if of else None for key, value, of in zip(keys, mean, count, strict=True)},
+            std={key: value if of > 1 else None for key, value, of in zip(keys, deviation, count, strict=True)},
+        )
+        for place, length, mean, deviation, count in zip(
+            places, lengths, means.tolist(), deviations.tolist(), counts.tolist(), strict=True
+        )
+    ]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: ThreatNorm) -> Peak | None:
@@ -190,18 +156,6 @@ def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: ThreatNorm)
     return Peak(norm=norm, label=best.label) if len(seeds) > 1 and inside else None
 
 
-def _level(rows: list[dict[str, Any]], level: int) -> Level:
-    here = [row for row in rows if row["level"] == level]
-    keys = dict.fromkeys(key for row in here for key, value in row.items() if isinstance(value, float))
-    mean: dict[str, float | None] = {}
-    std: dict[str, float | None] = {}
-    for key in keys:
-        values = [row[key] for row in here if row.get(key) is not None]
-        mean[key] = statistics.fmean(values) if values else None
-        std[key] = statistics.stdev(values) if len(values) > 1 else None
-    return Level(label=here[0]["label"], level=level, seeds=len(here), mean=mean, std=std)
-
-
 def _correlation(
     rows: list[dict[str, Any]],
     metric: str,
@@ -212,11 +166,15 @@ def _correlation(
 ) -> Correlation:
     column = against if against in rows[0] else f"{against}_{norm}"
     x = [row.get(column) for row in rows]
-    rho, p_value = _spearman(x, values)
-    by_seed = []
-    for seed in sorted({row["seed"] for row in rows}):
-        index = [i for i, row in enumerate(rows) if row["seed"] == seed]
-        by_seed.append(_spearman([x[i] for i in index], [values[i] for i in index])[0])
+    seeds = [row["seed"] for row in rows]
+    rho, p_value = spearman(x, values)
+    if len(rows) <= _MOST_PERMUTED:
+        found = associate(x, values, seeds)
+        p_value = None if rho is None or found is None else found.p_value
+    by_seed: list[float | None] = []
+    for seed in sorted(set(seeds)):
+        index = [i for i, one in enumerate(seeds) if one == seed]
+        by_seed.append(spearman([x[i] for i in index], [values[i] for i in index])[0])
     return Correlation(
         metric=metric,
         against=against,
@@ -239,34 +197,10 @@ def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float])
     ]
 
 
-def _spearman(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Spearman's rho and its p-value; None where fewer than three pairs or no variation leave it undefined.
-
-    The p-value is the usual one from Student's t with n - 2 degrees of freedom (scipy.stats.spearmanr gives the same, but
-    takes a second to import).
-    """
-    import numpy
-    import polars
-    from scipy.special import stdtr
-
-    pairs = [
-        (a, b)
-        for a, b in zip(x, y, strict=True)
-        if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
-    ]
-    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
-        return None, None
-    ranks = [polars.Series(values).rank().to_numpy() for values in zip(*pairs, strict=True)]
-    rho = max(-1.0, min(1.0, float(numpy.corrcoef(ranks)[0, 1])))
-    freedom = len(pairs) - 2
-    if 1.0 - abs(rho) < 1e-12:
-        return rho, 0.0
-    return rho, float(2.0 * stdtr(freedom, -abs(rho) * math.sqrt(freedom / (1.0 - rho * rho))))
-
-
-def _notes(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failures: Sequence[Failed]) -> list[str]:
+def _notes(config: StudyConfig, planned: Plan, found: Rows, failures: Sequence[Failed]) -> list[str]:
     notes = []
-    missing = [task.label for task in planned.tasks if task.id not in runs]
+    finished = {row["run"] for row in found.rows}
+    missing = [task.label for task in planned.tasks if task.id not in finished]
     if missing:
         notes.append(f"{len(missing)} runs of the study are not finished; the first is {missing[0]}.")
     notes += [f"Failed: {failure.label}: {failure.reason}" for failure in failures]
@@ -274,22 +208,21 @@ def _notes(config: StudyConfig, planned: Plan, runs: Mapping[str, Run], failures
         notes.append("One seed is no finding: nothing here is called a direction.")
     else:
         notes.append(
-            "A direction counts as found where all seeds agree in sign and p < 0.05 over all models of a family (p-values "
-            "take models as independent, which the seeds of one level are not)."
+            "A direction counts as found where all seeds agree in sign and p < 0.05, the chance of such an order of the "
+            "levels within seeds."
         )
     shared = len({member.run for task in planned.tasks for member in task.members if len(task.members) > 1})
     if shared:
         notes.append(f"{shared} models stand in more than one family (the same configuration and seed is run once).")
-    above = [
-        run
-        for run in runs.values()
-        for item in run.audit.robustness
-        if item.gap_bound is not None and item.gap > item.gap_bound
-    ]
+    above = {
+        (row["run"], norm)
+        for row in found.rows
+        for norm in _norms(found.rows)
+        if (allowed := row.get(f"gap_bound_{norm}")) is not None and row[f"gap_{norm}"] > allowed
+    }
     if above:
         notes.append(f"DEFECT: {len(above)} measured gaps exceed their bound; please report this.")
-    warned = sorted({warning for run in runs.values() for warning in run.audit.warnings})
-    return notes + warned
+    return notes + found.warnings
 
 
 def _common_budgets(rows: Sequence[dict[str, Any]], norm: ThreatNorm) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def records(kind: str, table: polars.DataFrame) -> list[StageRecord]:
     return found
 
 
+def write(table: polars.DataFrame, path: Path) -> None:
+    """A table as a file. What the file system refuses is an OSError, which polars would wrap in words of its own."""
+    content = io.BytesIO()
+    table.write_parquet(content, statistics=False)
+    path.write_bytes(content.getbuffer())
+
+
 def read(kind: str, files: Sequence[Path]) -> polars.DataFrame:
     """Files of one kind as one table.
 
@@ -58,7 +66,8 @@ def read(kind: str, files: Sequence[Path]) -> polars.DataFrame:
         return polars.DataFrame(schema=schema(kind))
     try:
         table = polars.read_parquet(list(files), hive_partitioning=False, glob=False)
-        if int(table["store_schema"].max()) <= STORE_SCHEMA:  # type: ignore[arg-type]
+        known = int(table["store_schema"].max()) <= STORE_SCHEMA  # type: ignore[arg-type]
+        if known and table.schema == polars.Schema(schema(kind)) and table.height >= len(files):
             return table
     except (polars.exceptions.PolarsError, OSError, TypeError, ValueError):
         pass

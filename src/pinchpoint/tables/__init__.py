@@ -4,7 +4,7 @@ from pinchpoint.tables.attack import attack_parts
 from pinchpoint.tables.bound import bound_parts
 from pinchpoint.tables.compress import compressed_parts
 from pinchpoint.tables.profile import profile_parts
-from pinchpoint.tables.study import legend, plan_tables, summary_tables
+from pinchpoint.tables.study import estimate_sentence, garbage_table, legend, plan_tables, summary_tables
 from pinchpoint.tables.text import down, up
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "bound_parts",
     "compressed_parts",
     "down",
+    "estimate_sentence",
+    "garbage_table",
     "legend",
     "plan_tables",
     "profile_parts",

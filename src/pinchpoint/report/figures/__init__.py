@@ -3,9 +3,10 @@
 from pinchpoint.report.figures.accuracy import accuracy, ratio
 from pinchpoint.report.figures.bounds import bound_against_gap, brackets
 from pinchpoint.report.figures.curves import correlation_curve, robustness_curves
+from pinchpoint.report.figures.layers import layer_names, layer_titles
 from pinchpoint.report.figures.mechanism import alignment, amplification
 from pinchpoint.report.figures.pictures import decision_plane, representation_pca
-from pinchpoint.report.figures.spectra import layer_names, points_a_line, spectrum
+from pinchpoint.report.figures.spectra import points_a_line, spectrum
 
 __all__ = [
     "accuracy",
@@ -16,6 +17,7 @@ __all__ = [
     "correlation_curve",
     "decision_plane",
     "layer_names",
+    "layer_titles",
     "points_a_line",
     "ratio",
     "representation_pca",

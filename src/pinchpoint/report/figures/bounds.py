@@ -162,8 +162,13 @@ def brackets(material: Material, family: Family) -> Panel:
         (item, order.get(item.member.level, 0) + dodge(seeds.index(item.member.seed), len(seeds)))
         for item in material.placed[family.name]
     ]
-    rows, traces = [], []
-    for index, norm in enumerate(material.norms):
+    rows: list[Row] = []
+    traces: list[Trace] = []
+    for norm in material.norms:
+        values = _values(material, family, norm)
+        if not values:
+            continue
+        traces += _marks(material, family, norm, len(rows), places)
         rows.append(
             Row(
                 title=f"Encoder’s Lipschitz constant, {NORM_NAMES[norm]}",
@@ -175,10 +180,9 @@ def brackets(material: Material, family: Family) -> Panel:
                     "range": [-0.6, len(levels) - 0.4],
                     "zeroline": False,
                 },
-                y_axis=log_axis(_values(material, family, norm)),
+                y_axis=log_axis(values),
             )
         )
-        traces += _marks(material, family, norm, index, places)
     color = material.family_color(family)
     keys = [
         Key("lower", "lower", color, symbol="circle-open"),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from pinchpoint.records import Family, ThreatNorm
 from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, number, plain, shown, stack, upright
-from pinchpoint.report.material import NORM_NAMES, Material
+from pinchpoint.report.material import NORM_NAMES, Material, Placed, finite
 from pinchpoint.report.palette import INK, MUTED
+
+_FAINT = 0.45
+"""How strong a single model's line is beside the mean of its level."""
 
 
 def level_keys(material: Material, family: Family) -> list[Key]:
@@ -17,49 +23,71 @@ def level_keys(material: Material, family: Family) -> list[Key]:
     ]
 
 
+_Points = dict[float, float]
+"""Accuracy at every budget."""
+
+_KINDS = (
+    ("certified_accuracy", "certified", "certified", "dash"),
+    ("robust_accuracy", "attacked", "robust accuracy", "solid"),
+)
+"""What is drawn: the recorded number, the group and the words for it, and the dash."""
+
+
+def _curve(item: Placed, norm: ThreatNorm, key: str) -> _Points:
+    """One model's accuracies by budget, from the clean accuracy on where the curve begins later."""
+    record = item.robustness(norm)
+    points = sorted(record.curve, key=lambda point: point.eps) if record else []
+    found = {point.eps: known for point in points if (known := finite(getattr(point, key))) is not None}
+    clean = item.value("clean_accuracy")
+    return found if not found or min(found) <= 0 or clean is None else {0.0: clean, **found}
+
+
+def _means(curves: Sequence[_Points]) -> _Points:
+    """The mean at every budget that all curves have."""
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return {eps: fmean(curve[eps] for curve in curves) for eps in shared}
+
+
+def _line(points: _Points, name: str, told: str, line: Trace, groups: list[str], row: int) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [number(eps) for eps in points],
+        "y": [number(value) for value in points.values()],
+        "name": plain(name),
+        "line": line,
+        "hovertemplate": f"%{{fullData.name}}<br>ε = %{{x:.4g}}<br>{told} %{{y:.3f}}<extra></extra>",
+        "meta": {"groups": groups},
+        **axis_names(row),
+    }
+
+
 def _lines(material: Material, family: Family, norm: ThreatNorm, row: int) -> list[Trace]:
-    """Two lines a model: what the attacks left, and under it, dashed, what is certified."""
-    traces: list[Trace] = []
-    for item in material.placed[family.name]:
-        record = item.robustness(norm)
-        if record is None or not record.curve:
-            continue
-        curve = sorted(record.curve, key=lambda point: point.eps)
-        base = {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [number(point.eps) for point in curve],
-            "name": plain(f"{item.member.label}, seed {item.member.seed}"),
-            **axis_names(row),
-        }
-        color = material.level_color(family, item.member.level)
-        level = f"level:{item.member.level}"
-        if any(point.certified_accuracy is not None for point in curve):
-            traces.append(
-                {
-                    **base,
-                    "y": [number(point.certified_accuracy) for point in curve],
-                    "line": {"color": color, "width": 1.3, "dash": "dash"},
-                    "hovertemplate": "%{fullData.name}<br>ε = %{x:.4g}<br>certified %{y:.3f}<extra></extra>",
-                    "meta": {"groups": [level, "certified"]},
-                }
-            )
-        traces.append(
-            {
-                **base,
-                "mode": "lines+markers",
-                "y": [number(point.robust_accuracy) for point in curve],
-                "line": {"color": color, "width": 1.5},
-                "marker": {"color": color, "size": 4, "symbol": material.symbol(item.member.seed)},
-                "hovertemplate": "%{fullData.name}<br>ε = %{x:.4g}<br>robust accuracy %{y:.3f}<extra></extra>",
-                "meta": {"groups": [level, "attacked"]},
-            }
-        )
-    return traces
+    """What the attacks left and, dashed, what is certified: a thin line a model, a thick one for the mean of a level."""
+    thin: list[Trace] = []
+    thick: list[Trace] = []
+    for level in sorted(family.levels, key=lambda level: level.level):
+        color = material.level_color(family, level.level)
+        placed = [item for item in material.placed[family.name] if item.member.level == level.level]
+        for key, group, told, dash in _KINDS:
+            curves = [(item, curve) for item in placed if (curve := _curve(item, norm, key))]
+            alone = len(curves) == 1
+            groups = [f"level:{level.level}", group]
+            for item, curve in curves:
+                line = {"color": color, "width": 1.5 if alone else 1, "dash": dash}
+                trace = _line(curve, f"{level.label}, seed {item.member.seed}", told, line, [*groups, "seeds"], row)
+                symbol = {"color": color, "size": 4, "symbol": material.symbol(item.member.seed)}
+                dots = {"mode": "lines+markers", "marker": symbol} if group == "attacked" else {}
+                thin.append({**trace, **dots, "opacity": 1.0 if alone else _FAINT})
+            if len(curves) > 1:
+                name = f"{level.label}, mean of {len(curves)} seeds"
+                line = {"color": color, "width": 3 if group == "attacked" else 2, "dash": dash}
+                thick.append(_line(_means([curve for _, curve in curves]), name, told, line, [*groups, "means"], row))
+    return thin + thick
 
 
 def robustness_curves(material: Material, family: Family) -> Panel:
-    """Robust and certified accuracy against eps, one line a model, coloured by level, one row a norm."""
+    """Robust and certified accuracy against eps, models and means over seeds, coloured by level, one row a norm."""
     rows, traces, shapes = [], [], []
     for index, norm in enumerate(material.norms):
         rows.append(
@@ -76,14 +104,18 @@ def robustness_curves(material: Material, family: Family) -> Panel:
         if norm in material.eps:
             shapes.append(upright(index, material.eps[norm]))
     keys = level_keys(material, family)
+    drawn = {group for trace in traces for group in trace["meta"]["groups"]}
+    if "means" in drawn:
+        keys += [Key("mean", "means", INK, line="thick"), Key("each seed", "seeds", MUTED, line="thin")]
     keys.append(Key("left by attacks", "attacked", INK, line="solid"))
-    if any("certified" in trace["meta"]["groups"] for trace in traces):
+    if "certified" in drawn:
         keys.append(Key("certified", "certified", INK, line="dash"))
     models = len(material.placed[family.name])
     return Panel(
         title=family.title,
         label=f"{family.title}: robust accuracy against the attack budget for {models} models, coloured by level from "
-        "none to strong; certified accuracy dashed below. The numbers at the main budget are in the table of models.",
+        "none to strong, and the means over seeds of each level; certified accuracy dashed below. The numbers at the main "
+        "budget are in the table of models.",
         figure=stack(rows, traces, shapes),
         color=material.family_color(family),
         keys=keys,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pinchpoint.records import Family, LayerMechanism, ThreatNorm
-from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, dodge, number, plain, short, stack
+from pinchpoint.report.draw import Key, Panel, Row, Trace, axis_names, dodge, number, plain, stack
 from pinchpoint.report.figures.curves import level_keys
-from pinchpoint.report.figures.spectra import layer_names
+from pinchpoint.report.figures.layers import layer_names, layer_ticks, layer_titles
 from pinchpoint.report.material import NORM_NAMES, Material, Placed
 from pinchpoint.report.palette import INK
 
@@ -27,15 +27,15 @@ def _layers(item: Placed, norm: ThreatNorm) -> dict[str, LayerMechanism]:
     return {layer.name: layer for layer in record.layers} if record else {}
 
 
-def _row(names: list[str], title: str, y: str, y_axis: dict[str, object]) -> Row:
+def _row(ticks: list[str], title: str, y: str, y_axis: dict[str, object]) -> Row:
     return Row(
         title=title,
         x="layer, from input to output",
         y=y,
         x_axis={
-            "tickvals": list(range(len(names))),
-            "ticktext": [short(name, 12) for name in names],
-            "range": [-0.5, len(names) - 0.5],
+            "tickvals": list(range(len(ticks))),
+            "ticktext": ticks,
+            "range": [-0.5, len(ticks) - 0.5],
             "zeroline": False,
         },
         y_axis=y_axis,
@@ -44,13 +44,13 @@ def _row(names: list[str], title: str, y: str, y_axis: dict[str, object]) -> Row
 
 def _trace(material: Material, family: Family, item: Placed, row: int, layers: dict[str, LayerMechanism]) -> Trace:
     """What a model's traces have in common: its place at every layer, colour, name and group."""
-    names = _names(material, family)
+    names, titles = _names(material, family), layer_titles(material, family)
     order = sorted({level.level for level in family.levels})
     shift = dodge(order.index(item.member.level) if item.member.level in order else 0, len(order), 0.36)
     return {
         "type": "scatter",
         "x": [names.index(name) + shift for name in layers],
-        "text": [plain(name) for name in layers],
+        "text": [plain(titles.get(name, name)) for name in layers],
         "customdata": [[layer.k, number(layer.baseline)] for layer in layers.values()],
         "name": plain(f"{item.member.label}, seed {item.member.seed}"),
         "meta": {"groups": [f"level:{item.member.level}"]},
@@ -61,9 +61,10 @@ def _trace(material: Material, family: Family, item: Placed, row: int, layers: d
 def alignment(material: Material, family: Family) -> Panel:
     """Share of the perturbation in the layer's dominant directions, beside what a random direction has."""
     names = _names(material, family)
+    ticks = layer_ticks(material, family, names)
     rows, traces = [], []
     for index, norm in enumerate(material.norms):
-        rows.append(_row(names, f"Alignment, {material.threat(norm)}", "share (0 to 1)", {"range": [0, 1.06]}))
+        rows.append(_row(ticks, f"Alignment, {material.threat(norm)}", "share (0 to 1)", {"range": [0, 1.06]}))
         for item in material.placed[family.name]:
             layers = _layers(item, norm)
             if not layers:
@@ -112,10 +113,11 @@ def alignment(material: Material, family: Family) -> Panel:
 def amplification(material: Material, family: Family) -> Panel:
     """Relative change of the representation after each layer, one line a model, coloured by level."""
     names = _names(material, family)
+    ticks = layer_ticks(material, family, names)
     rows, traces = [], []
     for index, norm in enumerate(material.norms):
         title = f"Amplification, {material.threat(norm)}"
-        rows.append(_row(names, title, f"relative change, {NORM_NAMES['l2']}", {"rangemode": "tozero", "nticks": 6}))
+        rows.append(_row(ticks, title, f"relative change, {NORM_NAMES['l2']}", {"rangemode": "tozero", "nticks": 6}))
         for item in material.placed[family.name]:
             layers = _layers(item, norm)
             if not layers:

@@ -60,7 +60,7 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
     space, true = _SPACES[plane.space], _name(plane.label, names)
     span = {"range": [plane.coordinates[0], plane.coordinates[-1]], "zeroline": False, "nticks": 6, "showgrid": False}
     row = Row(
-        title=f"{space}, sample {plane.sample}: {plain(true)} seen as {plain(_name(plane.adversarial_label, names))}",
+        title=f"sample {plane.sample}: {plain(true)} seen as {plain(_name(plane.adversarial_label, names))}",
         x="ℓ₂ along the perturbation",
         y="ℓ₂ across it, to the dominant direction",
         height=300,
@@ -136,7 +136,10 @@ def representation_pca(pca: RepresentationPCA, names: Sequence[str] | None = Non
         for place, label in enumerate(classes)
     ]
     keys = keys if len(keys) <= _MOST_KEYS else []
-    keys += [Key("clean", "clean", INK, symbol="circle"), Key("adversarial", "adversarial", MUTED, symbol="circle")]
+    keys += [
+        Key("clean", "clean", INK, symbol="circle"),
+        Key("adversarial", "adversarial", MUTED, symbol="circle-open"),
+    ]
     keys.append(Key("movement", "movement", INK, line="solid"))
     return Panel(
         title="Representations",
@@ -154,7 +157,7 @@ def _region(plane: DecisionPlane, label: int, color: str, name: str) -> Trace:
         "x": [number(value) for value in plane.coordinates],
         "y": [number(value) for value in plane.coordinates],
         "z": [
-            [sure if own == label else None for own, sure in zip(*rows, strict=True)]
+            [number(sure, 3) if own == label else None for own, sure in zip(*rows, strict=True)]
             for rows in zip(plane.labels, plane.confidence, strict=True)
         ],
         "zmin": 0,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pinchpoint.records import Family, View
 from pinchpoint.report.draw import Panel, Row, Trace, number, plain, short, stack
 from pinchpoint.report.figures.curves import level_keys
+from pinchpoint.report.figures.layers import layer_titles
 from pinchpoint.report.material import Material
 from pinchpoint.report.ticks import log_axis
 
@@ -19,14 +20,6 @@ WHAT: dict[Literal["neuron", "spectral"], tuple[str, str]] = {
     "neuron": ("Row norms (ℓ₁), sorted", "row norm / sum (no unit)"),
     "spectral": ("Singular values, sorted", "singular value / sum (no unit)"),
 }
-
-
-def layer_names(material: Material, family: Family) -> list[str]:
-    """The layers of the family's models, in the order in which they first appear."""
-    names: dict[str, None] = {}
-    for item in material.placed[family.name]:
-        names.update(dict.fromkeys(layer.name for layer in item.run.audit.profile.layers))
-    return list(names)
 
 
 def points_a_line(material: Material) -> int:
@@ -75,8 +68,9 @@ def spectrum(material: Material, family: Family, layer: str, view: Literal["neur
             }
         )
     title, y_title = WHAT[view]
+    named = layer_titles(material, family).get(layer, layer)
     row = Row(
-        title=f"layer {short(layer, 28)}",
+        title=f"layer {short(named, 40)}",
         x="rank (1 is the largest)",
         y=y_title,
         height=290,
@@ -85,7 +79,7 @@ def spectrum(material: Material, family: Family, layer: str, view: Literal["neur
     )
     return Panel(
         title=title,
-        label=f"{title}, layer {layer}, {family.title}: {len(traces)} models, coloured by level from none to strong. "
+        label=f"{title}, layer {named}, {family.title}: {len(traces)} models, coloured by level from none to strong. "
         "A line that drops early is more compressible.",
         figure=stack([row], traces),
         keys=level_keys(material, family),

@@ -10,7 +10,7 @@ const unpack = async (element) => {
 unpack(document.getElementById("figures")).then((store) => {
   const root = document.documentElement;
   const coarse = matchMedia("(pointer: coarse)").matches;
-  const KEEP = new Set(["x", "y", "text", "customdata", "ticktext", "tickvals"]);
+  const KEEP = new Set(["x", "y", "z", "text", "customdata", "ticktext", "tickvals"]);
   const plots = new Map(); // element -> {figure, off: hidden groups}
   let printing = false;
 
@@ -87,7 +87,7 @@ unpack(document.getElementById("figures")).then((store) => {
     }),
   );
 
-  // ---- selectors: family, layer and scale decide what a figure shows
+  // ---- selectors: family, layer or attack, and scale decide what a figure shows
   const option = (text) => Object.assign(document.createElement("option"), { value: text, textContent: text });
   document.querySelectorAll(".exhibit").forEach((exhibit) => {
     const choices = store.choices.filter((choice) => choice.exhibit === exhibit.dataset.exhibit);
@@ -96,32 +96,35 @@ unpack(document.getElementById("figures")).then((store) => {
       elements.forEach((element) => plots.set(element, { figure: store.panels[element.id], off: new Set() }));
       return;
     }
-    const [family, layer, scale] = ["family", "layer", "scale"].map((name) => exhibit.querySelector(`[data-choose=${name}]`));
+    const [family, second, scale] = ["family", "option", "scale"].map((name) => exhibit.querySelector(`[data-choose=${name}]`));
     const show = () => {
-      const choice = choices.find((item) => item.family === family.value && item.layer === layer.value);
+      const choice = choices.find((item) => item.family === family.value && item.option === second.value);
       elements.forEach((element, index) => {
-        const panel = choice.panels[index];
+        const [panel, place] = [choice.panels[index], element.closest(".panel")];
+        place.hidden = !panel;
+        if (!panel) { plots.delete(element); return; }
         const off = new Set();
-        element.closest(".panel").querySelectorAll(".keys").forEach((keys) => {
-          keys.hidden = keys.dataset.family !== family.value;
+        place.querySelectorAll(".keys").forEach((keys) => {
+          keys.hidden = keys.dataset.legend !== String(panel.legend);
           if (!keys.hidden)
             keys.querySelectorAll("[aria-pressed=false]").forEach((button) => off.add(button.dataset.group));
         });
+        place.querySelector(".panel-title .words").textContent = panel.title;
         element.setAttribute("aria-label", panel.label);
-        plots.set(element, { figure: panel.figure, off, scale: scale.value });
+        plots.set(element, { figure: panel.figure, off, scale: scale ? scale.value : undefined });
         if (root.dataset.drawn) draw(element);
       });
     };
     const fill = () => {
-      const before = layer.value;
-      const names = choices.filter((item) => item.family === family.value).map((item) => item.layer);
-      layer.replaceChildren(...names.map(option));
-      if (names.includes(before)) layer.value = before;
+      const before = second.value;
+      const names = choices.filter((item) => item.family === family.value).map((item) => item.option);
+      second.replaceChildren(...names.map(option));
+      if (names.includes(before)) second.value = before;
       show();
     };
     family.addEventListener("change", fill);
-    layer.addEventListener("change", show);
-    scale.addEventListener("change", show);
+    second.addEventListener("change", show);
+    if (scale) scale.addEventListener("change", show);
     fill();
   });
 
@@ -159,25 +162,32 @@ unpack(document.getElementById("figures")).then((store) => {
     drawAll();
   });
 
-  // ---- table: sort by a head; rows without a value stay last
-  const table = document.getElementById("models-table");
-  const heads = [...table.tHead.rows[1].cells];
-  heads.forEach((head, column) =>
-    head.querySelector("button").addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  // ---- tables: sort by a head, rows within their group and groups by their first row; what has no value stays last
+  document.querySelectorAll("table.sortable").forEach((table) => {
+    const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+    const rows = (group) => [...group.rows].filter((row) => row.cells.length === heads.length);
+    const sort = (column, down) => {
       const of = (row) => { const text = row.cells[column].dataset.value; return text === undefined ? null : Number(text); };
-      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const compare = (a, b) => {
         const [x, y] = [of(a), of(b)];
         if (x === null || y === null) return (x === null) - (y === null);
         return down ? y - x : x - y;
+      };
+      const groups = [...table.tBodies];
+      groups.forEach((group) => group.append(...rows(group).sort(compare)));
+      table.append(...groups.sort((a, b) => compare(rows(a)[0], rows(b)[0])));
+    };
+    heads.forEach((head, column) => {
+      const button = head.querySelector("button");
+      if (button) button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        heads.filter((other) => other.hasAttribute("aria-sort")).forEach((other) => other.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        sort(column, down);
+        document.getElementById("sorted").textContent = `Sorted by ${button.firstChild.textContent}, ${down ? "descending" : "ascending"}.`;
       });
-      table.tBodies[0].append(...rows);
-      const words = head.querySelector("button").firstChild.textContent;
-      document.getElementById("sorted").textContent = `Sorted by ${words}, ${down ? "descending" : "ascending"}.`;
-    }),
-  );
+    });
+  });
 
   // ---- which section is in view
   const links = new Map([...document.querySelectorAll(".sections a")].map((link) => [link.hash.slice(1), link]));

@@ -1,0 +1,96 @@
+"""The rows of one or several studies as one file for other tools: Parquet, CSV, or JSON lines.
+
+The records of stages need no exporting, they are Parquet already (docs/store.md):
+
+    SELECT id, seconds, result.robust_accuracy FROM read_parquet('STORE/stages/attack/*/record.parquet')
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars
+
+from pinchpoint.errors import ConfigError
+from pinchpoint.study import tables
+from pinchpoint.study.config import StudyConfig
+from pinchpoint.study.outputs import write_whole
+from pinchpoint.study.plan import plan
+from pinchpoint.study.rows import read_rows
+from pinchpoint.study.store import Store
+
+Row = dict[str, Any]
+
+
+def rows_of(config: StudyConfig, store: Store) -> list[Row]:
+    """One flat row a model that is finished, the study's name first; layers and curves are nested.
+
+    Raises:
+        StoreError: where none is.
+    """
+    return [{"study": config.study, **row} for row in read_rows(config, plan(config), store).rows]
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file of a kind that cannot be written.
+
+    >>> check_suffix(Path("rows.csv"))
+
+    Raises:
+        ConfigError: where it is.
+    """
+    if path.suffix not in _WRITERS:
+        rule = f"rows are written to {', '.join(list(_WRITERS)[:-1])} or {list(_WRITERS)[-1]}"
+        raise ConfigError(rule, path.name, "give --out one of these endings")
+
+
+def write(rows: Sequence[Row], path: Path) -> Path:
+    """Write the rows; the file appears whole or not at all, and a column that a row lacks is empty there.
+
+    CSV has nested columns as JSON. In JSON, numbers that are not finite are null.
+
+    Raises:
+        ConfigError: for another ending than .parquet, .csv and .jsonl.
+        StoreError: where the file cannot be written.
+    """
+    check_suffix(path)
+    return write_whole(path, lambda temporary: _WRITERS[path.suffix](rows, temporary))
+
+
+def _parquet(rows: Sequence[Row], path: Path) -> None:
+    tables.write(_frame(rows), path)
+
+
+def _csv(rows: Sequence[Row], path: Path) -> None:
+    nested = (dict, list)
+    flat = [{name: _json(value) if isinstance(value, nested) else value for name, value in row.items()} for row in rows]
+    path.write_text(_frame(flat).write_csv(), encoding="utf-8")
+
+
+def _jsonl(rows: Sequence[Row], path: Path) -> None:
+    path.write_text("".join(_json(row) + "\n" for row in rows), encoding="utf-8")
+
+
+_WRITERS: dict[str, Callable[[Sequence[Row], Path], None]] = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
+
+
+def _frame(rows: Sequence[Row]) -> polars.DataFrame:
+    """A column of one study that another lacks is a column of the table."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return polars.DataFrame([{name: row.get(name) for name in names} for row in rows], infer_schema_length=None)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,303 @@
+"""How long stages will take, from a few steps of each: a timed probe of a network that has hardly been trained.
+
+What depends on the trained network is taken to be half-way: half of the samples stand at the middle of a curve, so an attack
+on those that still stand costs what it costs on half of them. Training is taken to go on to its last epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from pinchpoint.attack import Threat, apgd, square
+from pinchpoint.audit import steps
+from pinchpoint.audit.config import ThreatConfig
+from pinchpoint.errors import DivergedError, ModelError
+from pinchpoint.evaluate import logits_of
+from pinchpoint.evaluate.logits import BATCH
+from pinchpoint.learn import AnyDataset, Dataset, TrainConfig, build, load
+from pinchpoint.learn.device import device_of
+from pinchpoint.learn.models import ModelConfig
+from pinchpoint.learn.parallel import Alone
+from pinchpoint.recipe import Recipe, Watch, make
+from pinchpoint.records import EpochRecord
+from pinchpoint.study.cell import Cell, FactorizeConfig, PruneConfig
+from pinchpoint.study.graph import Stage
+
+_ENOUGH = 0.3
+"""Seconds after which a probe has seen enough."""
+_STEPS, _BATCHES = 100, 8
+"""The most training steps of a probe, and on how many batches, over and over."""
+_LARGE = 3_000_000
+"""Parameters above which singular values and bounds are not tried out, since that cannot be broken off."""
+_STAGE = 0.02
+"""Seconds that any stage takes: reading the model, writing the record."""
+
+
+def seconds(stage: Stage) -> float | None:
+    """How long a stage will take; None where that cannot be told beforehand.
+
+    Raises:
+        PinchpointError: where the stage cannot work at all.
+    """
+    cell = stage.cell
+    before = torch.get_num_threads()
+    torch.set_num_threads(cell.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            took = _probe(stage)
+    finally:
+        torch.set_num_threads(before)
+    return None if took is None else took + _STAGE
+
+
+def _probe(stage: Stage) -> float | None:
+    cell = stage.cell
+    if stage.kind == "train":
+        return _training(cell, load(cell.data), cell.train)
+    if stage.kind == "compress":
+        return _tuning(cell)
+    if stage.kind == "transfer":
+        assert cell.transfer is not None
+        data, config = load(cell.transfer.data), cell.transfer.train
+        if cell.transfer.mode == "full":
+            return _training(cell, data, config)
+        head = cell.model_copy(update={"model": ModelConfig(hidden=())})  # on pixels in the place of features
+        return _training(head, data, config) + _Judged(cell).forward(len(data.train) + len(data.validation))
+    judged = _Judged(cell)
+    return _KINDS[stage.kind](judged, next((one for one in cell.audit.threats if one.norm == stage.norm), None))
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class _Enough(Exception):
+    """Thrown from a watch to end a training."""
+
+
+def _tuning(cell: Cell) -> float:
+    asked = cell.compress
+    if not isinstance(asked, PruneConfig | FactorizeConfig) or asked.tune is None:
+        return 0.0
+    tune, times = asked.tune, asked.steps if isinstance(asked, PruneConfig) else 1
+    recipe = cell.model_copy(update={"penalty": tune.penalty, "adversarial": tune.adversarial})
+    return times * _training(recipe, load(cell.judged_data), tune.train)
+
+
+def _training(recipe: Recipe, data: AnyDataset, config: TrainConfig) -> float:
+    """A training to its last epoch, from some of its steps and validations."""
+    few = _few(data, config.batch_size)
+    batches = math.ceil(len(few.train) / config.batch_size)
+    short = {"epochs": math.ceil(_STEPS / batches), "patience": None, "schedule": "constant", "milestones": ()}
+    short_recipe = recipe.model_copy(update={"train": config.model_copy(update={**short, "warmup_epochs": 0.0})})
+    steps: list[float] = []
+    checks: list[float] = []
+    begun = last = time.perf_counter()
+
+    def step(epoch: int, done: int, of: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if (epoch, done) != (1, 1):  # everything is slower for the first time
+            steps.append(now - last)
+        last = now
+        slow = now - begun > 10 * _ENOUGH  # then without a validation
+        if len(steps) >= 2 and (slow or (checks and now - begun > _ENOUGH)):
+            raise _Enough
+
+    def epoch(record: EpochRecord) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        checks.append(now - last)
+        last = now
+
+    engine = Alone(device_of(recipe.device))
+    try:
+        make(short_recipe, few, seed=0, engine=engine, watch=Watch(step, epoch))
+    except _Enough:
+        pass
+    except DivergedError:
+        if not steps:
+            raise
+    one = statistics.fmean(steps)
+    check = statistics.fmean(checks) / len(few.validation) if checks else one / (3 * config.batch_size)
+    return config.epochs * (math.ceil(len(data.train) / config.batch_size) * one + check * len(data.validation))
+
+
+def _few(data: AnyDataset, batch: int) -> Dataset:
+    """The first samples of each part, in memory."""
+    x, y = data.train.tensors(batch * _BATCHES)
+    x_check, y_check = data.validation.tensors(BATCH)
+    return Dataset(data.name, data.classes, x, y, x_check, y_check, x_check, y_check)
+
+
+# --- looking at a model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Seconds of something done to a number of samples, in batches: so much a batch and so much a sample."""
+
+    batch: float
+    sample: float
+
+    def __call__(self, samples: float) -> float:
+        return math.ceil(samples / BATCH) * self.batch + samples * self.sample
+
+
+class _Judged:
+    """A cell's network, as it is before training, on the first test samples."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.config, self.data = cell.audit, load(cell.judged_data)
+        self.device = device_of(cell.device)
+        self.model = build(cell.model, self.data.input_shape, self.data.classes, seed=0).to(self.device).eval()
+        self.count = min(cell.audit.samples or len(self.data.test), len(self.data.test))
+        self.x, self.y = (tensor.to(self.device) for tensor in self.data.test.tensors(min(self.count, BATCH)))
+        self.moved = (self.x + 0.05 * torch.rand_like(self.x)).clamp(0.0, 1.0)
+        self.large = sum(parameter.numel() for parameter in self.model.parameters()) > _LARGE
+
+    @cached_property
+    def forward(self) -> _Affine:
+        """Logits."""
+        return self.affine(lambda n: logits_of(self.model, self.x[:n]))
+
+    def step(self, threat: ThreatConfig) -> _Affine:
+        """A step of AutoPGD."""
+        ball = Threat(threat.norm, threat.eps or 1.0)
+
+        def attack(n: int) -> None:
+            apgd(self.model, self.x[:n], self.y[:n], ball, steps=_TRIED, drop_fallen=False)
+
+        return self.affine(attack, _TRIED)
+
+    def affine(self, work: Callable[[int], object], times: int = 1) -> _Affine:
+        """What one of the ``times`` that ``work(n)`` does costs, tried on more and more samples."""
+        size, before = min(16, len(self.x)), None
+        self.took(work, size)
+        while True:
+            took = self.took(work, size) / times
+            if size == len(self.x) or took * times > _ENOUGH / 4:
+                break
+            before, size = (size, took), min(4 * size, len(self.x))
+        if before is None:
+            return _Affine(0.0, took / size)
+        each = max(0.0, (took - before[1]) / (size - before[0]))
+        return _Affine(max(0.0, took - each * size), each)
+
+    def took(self, work: Callable[..., object], *arguments: object) -> float:
+        """Seconds."""
+        self.wait()
+        begun = time.perf_counter()
+        work(*arguments)
+        self.wait()
+        return time.perf_counter() - begun
+
+    def tried(self, work: Callable[..., object], *arguments: object) -> float:
+        """Seconds, at the second time where that is not too long to wait for: the first may load much."""
+        first = self.took(work, *arguments)
+        return first if first > 10 * _ENOUGH else min(first, self.took(work, *arguments))
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+_TRIED = 10
+"""Steps of an attack that is tried."""
+
+
+def _profile(judged: _Judged, threat: ThreatConfig | None) -> float | None:
+    if judged.large:
+        return None
+    few = judged.x[:16], judged.y[:16]
+    return judged.tried(steps.measure, judged.model, *few, judged.config) + judged.forward(judged.count)
+
+
+def _bound(judged: _Judged, threat: ThreatConfig | None) -> float | None:
+    """From a few steps of its optimisations; never more than ``bound_seconds`` allows for each of the two bounds."""
+    assert threat is not None
+    config, forward = judged.config, judged.forward(judged.count)
+    most = 0.0 if threat.norm == "l1" else 2 * config.bound_seconds
+    if judged.large:
+        return most
+
+    def some(count: int) -> float:
+        short = {"bound_steps": count, "bound_seconds": min(config.bound_seconds, 2.0)}
+        few = judged.x[:16], judged.y[:16]
+        return judged.tried(steps.bound, judged.model, *few, threat, config.model_copy(update=short))
+
+    try:
+        first = some(min(1, config.bound_steps))
+        step = (some(3) - first) / 2 if config.bound_steps > 3 else 0.0
+    except ModelError:  # not to be bounded: the stage is skipped
+        return 0.0
+    return first + min(max(0.0, step) * config.bound_steps, most) + 2 * forward
+
+
+def _attack(judged: _Judged, threat: ThreatConfig | None) -> float:
+    assert threat is not None
+    config, step, count = judged.config, judged.step(threat), judged.count
+    budgets = sorted({*threat.curve, threat.eps})
+    total = config.steps * step(count)  # the largest loss: nothing is dropped
+    for place, eps in enumerate(budgets, start=1):
+        standing = count * (1.0 - place / (len(budgets) + 1))
+        total += 2 * (config.steps if eps == threat.eps else config.curve_steps) * step(standing)
+    return total
+
+
+def _universal(judged: _Judged, threat: ThreatConfig | None) -> float:
+    assert threat is not None
+    return judged.config.universal_steps * judged.step(threat)(50) + judged.forward(len(judged.data.train))
+
+
+def _query(judged: _Judged, threat: ThreatConfig | None) -> float:
+    assert threat is not None
+    ball = threat.threat()
+
+    def ask(n: int) -> None:
+        square(judged.model, judged.x[:n], judged.y[:n], ball, queries=_TRIED)
+
+    return judged.config.queries * judged.affine(ask, _TRIED)(judged.count / 2)
+
+
+def _transferred(judged: _Judged, threat: ThreatConfig | None) -> float:
+    """The surrogate is taken to be as large as the network itself."""
+    assert threat is not None
+    return judged.config.steps * judged.step(threat)(judged.count) + judged.forward(judged.count)
+
+
+def _mechanism(judged: _Judged, threat: ThreatConfig | None) -> float:
+    assert threat is not None
+    count, few = min(judged.config.traced_samples, judged.count), min(256, len(judged.x))
+    try:
+        took = judged.tried(steps.explain, judged.model, judged.x[:few], judged.moved[:few], threat, judged.config)
+    except ModelError:
+        return 0.0
+    return took * max(1.0, count / few)
+
+
+def _pictures(judged: _Judged, threat: ThreatConfig | None) -> float:
+    assert threat is not None
+    try:
+        return judged.tried(steps.draw, judged.model, judged.x, judged.moved, judged.y, threat, judged.config)
+    except ModelError:
+        return 0.0
+
+
+_KINDS: dict[str, Callable[[_Judged, ThreatConfig | None], float | None]] = {
+    "profile": _profile,
+    "bound": _bound,
+    "attack": _attack,
+    "universal": _universal,
+    "query": _query,
+    "transferred": _transferred,
+    "mechanism": _mechanism,
+    "pictures": _pictures,
+}
