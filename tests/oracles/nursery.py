@@ -93,7 +93,7 @@ def nursery(errors: Path) -> Iterator[Nursery]:
 
 
 def _fork_drivers() -> None:
-    import pinchpoint.study.perform  # noqa: F401  imported once, before any fork
+    import pinchpoint.study.perform
     import pinchpoint.study.summary  # noqa: F401
     from oracles import pretend  # noqa: F401
     from pinchpoint.study import parse

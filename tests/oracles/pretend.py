@@ -45,6 +45,17 @@ def copied(record: StageRecord, folder: Path) -> StageRecord:
     return record
 
 
+def linger(store: Store) -> None:
+    """A stage that never ends, and has begun to write."""
+
+    def fill(folder: Path) -> StageRecord:
+        (folder / "half").touch()
+        while True:
+            time.sleep(0.01)
+
+    store.add(("train", "a"), fill)
+
+
 def begun(root: Path) -> dict[str, list[int]]:
     """KIND-ID to the processes that began it, in order."""
     found: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ import pytest
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import page
+from pinchpoint.report import choices, page
 
 Study = tuple[Summary, list[Run]]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -92,15 +92,71 @@ def test_figures_are_numbered_in_order_and_each_has_a_text_for_screen_readers(te
     assert text.count("<figcaption>") == 9
 
 
-def test_headings_never_skip_a_rank_and_landmarks_are_there(text: str) -> None:
-    tags = outline(text)
+@pytest.fixture(scope="module")
+def full(factory: ModuleType, study: Study) -> str:
+    """A page with pictures and claims."""
+    return page.render(factory.judged(study[0]), factory.pictured(study[1]))
+
+
+def test_pictures_are_numbered_where_there_are_some(full: str) -> None:
+    numbers = re.findall(r'<span class="number">Figure (\d+)</span> ([^<]+)</h3>', full)
+    assert [int(number) for number, _ in numbers] == list(range(1, 12))
+    assert [title for _, title in numbers[9:]] == ["Decisions around a sample", "Representations, clean and attacked"]
+    assert full.count("<figcaption>") == 11
+    assert "Not on record" not in full
+    assert len(full.encode()) < 6_000_000
+
+
+def test_pictures_stand_beside_each_other_for_the_ends_of_a_family(full: str) -> None:
+    made = [choice for choice in data_of(full)["choices"] if choice["exhibit"] == "decisions"]
+    assert [(choice["family"], choice["option"]) for choice in made] == [
+        (family, option) for family in ("group", "nuclear", "rank") for option in ("ℓ∞, ε = 0.08", "ℓ₂, ε = 0.6")
+    ]
+    assert [panel["title"] for panel in made[5]["panels"]] == [
+        f"Level {label}, seed 0: decisions in {space}" for space in ("pixels", "representation") for label in ("full", "rank 8")
+    ]  # fmt: skip
+    titles = [panel["figure"]["layout"]["annotations"][0]["text"] for panel in made[5]["panels"]]
+    assert titles == ["<b>sample 99: class 0 seen as class 1</b>"] * 4, "of the sample that both have"
+
+
+def test_pictures_of_the_first_seed_that_has_both_ends(factory: ModuleType) -> None:
+    summary, runs = factory.study(families=1)
+    runs = factory.pictured(runs)
+    gone = {(0, 0), (3, 1)}  # level and seed
+    without = {item.run for item in summary.members if (item.level, item.seed) in gone}
+    some = [
+        run.model_copy(update={"audit": run.audit.model_copy(update={"pictures": []})}) if run.id in without else run
+        for run in runs
+    ]
+    made = data_of(page.render(summary, some))["choices"]
+    titles = [panel["title"] for choice in made if choice["exhibit"] == "representations" for panel in choice["panels"]]
+    assert titles == [f"Level {label}, seed 2: representations" for label in ("none", "1e-2")] * 2
+    one = summary.model_copy(update={"members": [item for item in summary.members if item.level == 1]})
+    alone = [choice for choice in data_of(page.render(one, runs))["choices"] if choice["exhibit"] == "decisions"]
+    assert [len(choice["panels"]) for choice in alone] == [2, 2]
+
+
+def test_more_pictures_than_a_page_can_hold_are_cut_and_it_says_so(
+    factory: ModuleType, study: Study, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (choices, page):
+        monkeypatch.setattr(module, "MOST_PICTURES", 4)
+    cut = page.render(study[0], factory.pictured(study[1]))
+    kept = [item for item in data_of(cut)["choices"] if item["exhibit"] == "decisions"]
+    assert [item["family"] for item in kept] == ["group", "group", "nuclear", "rank"], "all families before all attacks"
+    assert "Only the first 4 pairs of models and attacks are drawn" in cut
+    assert "Only the first" not in full
+
+
+def test_headings_never_skip_a_rank_and_landmarks_are_there(full: str) -> None:
+    tags = outline(full)
     ranks = [int(tag[1]) for tag, _ in tags.tags if re.fullmatch("h[1-6]", tag)]
     assert ranks[0] == 1
     assert ranks.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(ranks))
     for landmark in ("header", "nav", "main", "footer"):
         assert len(tags.named(landmark)) == 1
-    assert '<a class="skip" href="#main">' in text
+    assert '<a class="skip" href="#main">' in full
     ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     inner = {(item.get("href") or "")[1:] for item in tags.named("a") if (item.get("href") or "").startswith("#")}

@@ -29,6 +29,46 @@ def test_one_row_a_member_and_one_cell_a_column(material: Material) -> None:
     assert all(cell.value is not None for row in rows for cell in row["cells"])
 
 
+def test_columns_stand_where_something_is_on_record(study: Study) -> None:
+    summary, runs = study
+    keys = [column.key for group in groups(gather(summary, runs)) for column in group.columns]
+    assert "query_accuracy_linf" not in keys
+    rows = [
+        {**row, "query_accuracy_linf": 0.5, "transferred_accuracy_linf": 0.6, "certified_accuracy_linf": None}
+        for row in summary.models
+    ]
+    update = {"query_accuracy": 0.5, "queries": 300, "universal_eps": 0.1}
+    queried = [
+        run.model_copy(update={"audit": run.audit.model_copy(update={
+            "robustness": [item.model_copy(update=update) for item in run.audit.robustness]
+        })})
+        for run in runs
+    ]  # fmt: skip
+    linf, l2 = groups(gather(summary.model_copy(update={"models": rows}), queried))[2:]
+    assert [column.head for column in linf.columns[:6]] == [
+        "RA", "RA / SA", "universal, ε = 0.1", "300 queries", "transferred", "gap"
+    ]  # fmt: skip
+    assert [column.starts_group for column in linf.columns] == [True] + [False] * (len(linf.columns) - 1)
+    assert "certified_accuracy_l2" in [column.key for column in l2.columns]
+
+
+def test_a_norm_that_is_attacked_only_has_the_columns_of_attacks(factory: ModuleType) -> None:
+    summary, runs = factory.study(families=1, seeds=1, norms=["l2"])
+    rows = [{key.replace("_l2", "_l1"): value for key, value in row.items()} for row in summary.models]
+    rows = [{key: value for key, value in row.items() if "bound" not in key and "lipschitz" not in key} for row in rows]
+    attacked = [
+        run.model_copy(update={"audit": run.audit.model_copy(update={
+            "bounds": [], "robustness": [item.model_copy(update={"norm": "l1"}) for item in run.audit.robustness]
+        })})
+        for run in runs
+    ]  # fmt: skip
+    *_, last = groups(gather(summary.model_copy(update={"models": rows}), attacked))
+    assert last.title == "ℓ₁, ε = 0.6"
+    assert [column.head for column in last.columns] == [
+        "RA", "RA / SA", "universal", "certified", "gap", "alignment", "amplification"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0.000"), (0.99996, "1.00"), (9.999, "10.0"), (99.99, "100"), (-0.25, "-0.250"), (2e9, "2e+09")],

@@ -37,15 +37,45 @@ def test_rows_are_those_of_nested_loops(levels, keys, length, data, grid):
     ("levels", "zipped", "grid", "said"),
     [
         ([], {}, {}, "the grid of family 'f' must hold values, but got no key; list one value or more a key."),
-        ([], {}, {"a": []}, "the grid of family 'f' must hold values, but got no value for a; list one value or more a key."),
-        ([{}], {}, {}, "the grid of family 'f' must hold values, but got no value for list; list one value or more a key."),
-        ([], {"a": [1]}, {"a": [1]}, "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid."),
-        ([{"a": 1}], {}, {"a": [1]}, "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid."),
-        ([{"a": 1}], {"a": [1]}, {}, "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid."),
-        ([], {"a": [1], "b": [1, 2]}, {}, "zipped values of family 'f' must be equally many, but got a 1, b 2; add or remove some."),
+        (
+            [],
+            {},
+            {"a": []},
+            "the grid of family 'f' must hold values, but got no value for a; list one value or more a key.",
+        ),
+        (
+            [{}],
+            {},
+            {},
+            "the grid of family 'f' must hold values, but got no value for list; list one value or more a key.",
+        ),
+        (
+            [],
+            {"a": [1]},
+            {"a": [1]},
+            "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid.",
+        ),
+        (
+            [{"a": 1}],
+            {},
+            {"a": [1]},
+            "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid.",
+        ),
+        (
+            [{"a": 1}],
+            {"a": [1]},
+            {},
+            "a key of family 'f' belongs to one axis, but got a in two; leave it in list, zip or grid.",
+        ),
+        (
+            [],
+            {"a": [1], "b": [1, 2]},
+            {},
+            "zipped values of family 'f' must be equally many, but got a 1, b 2; add or remove some.",
+        ),
     ],
     ids=["nothing", "an empty key", "an empty level", "zip and grid", "list and grid", "list and zip", "lengths"],
-)  # fmt: skip
+)
 def test_axes_that_make_no_sense(levels, zipped, grid, said):
     with refused(ConfigError, said):
         rows_of("f", levels, zipped, grid)
@@ -53,15 +83,22 @@ def test_axes_that_make_no_sense(levels, zipped, grid, said):
 
 def test_axes_of_a_file_make_levels_and_labels(edited):
     family = {
-        "name": "f", "view": "neuron", "zip": {"model.hidden": [[8], [9]], "model.rank": [2, 3]},
+        "name": "f",
+        "view": "neuron",
+        "zip": {"model.hidden": [[8], [9]], "model.rank": [2, 3]},
         "grid": {"penalty.l1": [0, 0.5]},
-    }  # fmt: skip
+    }
     config = parse(edited({"families/0": family}))
     levels = config.levels(config.families[0])
     assert [label for _, label, _ in levels] == [
-        "hidden (8,), rank 2, l1 0", "hidden (8,), rank 2, l1 0.5", "hidden (9,), rank 3, l1 0", "hidden (9,), rank 3, l1 0.5",
-    ]  # fmt: skip
+        "hidden (8,), rank 2, l1 0",
+        "hidden (8,), rank 2, l1 0.5",
+        "hidden (9,), rank 3, l1 0",
+        "hidden (9,), rank 3, l1 0.5",
+    ]
     assert [(cell.model.hidden, cell.model.rank) for _, _, cell in levels[1:3]] == [((8,), 2), ((9,), 3)]
-    written = parse(edited({"families/0": {"name": "f", "view": "neuron", "list": [{"penalty.l1": 1}, {"threads": 3}]}}))
+    written = parse(
+        edited({"families/0": {"name": "f", "view": "neuron", "list": [{"penalty.l1": 1}, {"threads": 3}]}})
+    )
     cells = [cell for _, _, cell in written.levels(written.families[0])]
     assert [(cell.penalty.l1, cell.threads) for cell in cells] == [(1.0, 1), (0.0, 3)]

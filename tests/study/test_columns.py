@@ -104,23 +104,32 @@ def there_and_back(kind: str, records: list[StageRecord], path) -> list[StageRec
     return tables.records(kind, tables.read(kind, [path]))
 
 
+@settings(max_examples=30)
 @given(st.lists(values(Outer), max_size=3))
 def test_values_come_back_as_they_went_in(rows):
     types = {name: field.annotation for name, field in Outer.model_fields.items()}
     into = [{name: columns.encode(row[name], kind) for name, kind in types.items()} for row in rows]
     frame = polars.DataFrame(into, schema=columns.schema(Outer), strict=True)
-    back = [{name: columns.decode(row[name], kind) for name, kind in types.items()} for row in frame.iter_rows(named=True)]
+    back = [
+        {name: columns.decode(row[name], kind) for name, kind in types.items()} for row in frame.iter_rows(named=True)
+    ]
     assert same(rows, back)
 
 
 @pytest.mark.parametrize("kind", RESULTS)
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_records_of_every_kind_come_back_from_parquet_as_they_went_in(tmp_path_factory, kind, data):
     """NaN and infinities, empty lists, missing values and odd letters included."""
     common = {name: values(field.annotation) for name, field in StageRecord.model_fields.items() if name != "result"}
-    common |= {"kind": st.just(kind), "status": st.sampled_from(["done", "skipped", "failed"]), "store_schema": st.just(1)}
-    rows = data.draw(st.lists(st.fixed_dictionaries(common | {"result": values(RESULTS[kind])}), min_size=1, max_size=3))
+    common |= {
+        "kind": st.just(kind),
+        "status": st.sampled_from(["done", "skipped", "failed"]),
+        "store_schema": st.just(1),
+    }
+    rows = data.draw(
+        st.lists(st.fixed_dictionaries(common | {"result": values(RESULTS[kind])}), min_size=1, max_size=3)
+    )
     for row in rows:
         if row["status"] != "done":
             row["result"] = None

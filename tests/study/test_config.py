@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,8 +10,7 @@ from pydantic import ValidationError
 from pinchpoint.compress import L1, GroupLasso, NuclearNorm, Sum
 from pinchpoint.errors import ConfigError
 from pinchpoint.recipe import PenaltyConfig
-from pinchpoint.study import Cell, catalogue, parse, read
-from pinchpoint.study.config import make_cell
+from pinchpoint.study import catalogue, parse, read
 
 
 def sentence(text: str, where: str = "s.yaml") -> str:
@@ -89,7 +84,7 @@ BAD_VALUES = [
         "audit.threats.0: eps must be zero or more, and finite in float32, but got -0",
     ),
     ({"base/audit/threats/0/eps": float("nan")}, "audit.threats.0.eps: Input should be"),
-    ({"base/audit/threats/0/norm": "l7"}, "audit.threats.0.norm: Input should be 'linf' or 'l2', but got 'l7'"),
+    ({"base/audit/threats/0/norm": "l7"}, "audit.threats.0.norm: Input should be 'linf', 'l2' or 'l1', but got 'l7'"),
     ({"base/audit/threats": []}, "audit.threats: threats must name at least one norm, and each once"),
     ({"base/audit/threats/1/norm": "linf"}, "threats must name at least one norm, and each once"),
     ({"base/audit/steps": 0}, "audit.steps: Input should be greater than or equal to 1, but got 0"),
@@ -100,6 +95,40 @@ BAD_VALUES = [
         "model.name: Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, "
         "wide_resnet, timm:NAME, torchvision:NAME or open_clip:NAME, but got 'resnet'",
     ),
+    (
+        {"families/0/grid": {"model.rank": [2]}, "families/0/zip": {"model.rank": [3]}},
+        "belongs to one axis, but got model.rank in two",
+    ),
+    (
+        {"families/0/zip": {"threads": [1, 2], "penalty.l1": [1]}},
+        "must be equally many, but got threads 2, penalty.l1 1",
+    ),
+    ({"families/0/list": [{"threads": 1}, {}]}, "must hold values, but got no value for list"),
+    (
+        {"base/audit/stages": ["attack", "attack"]},
+        "audit.stages must name each stage once, but got ['attack', 'attack']",
+    ),
+    ({"base/audit/stages": ["mechanism"]}, "mechanism looks at what the attack found, but got ['mechanism']"),
+    ({"base/audit/stages": ["profil"]}, "audit.stages.0: Input should be 'bound', 'attack', "),
+    (
+        {"base/audit/stages": ["attack", "transferred"]},
+        "a surrogate and the stage transferred come together, but got no",
+    ),
+    ({"base/surrogate": {}}, "come together, but got audit.stages without transferred"),
+    ({"base/compress": {"kind": "shrink"}}, "compress: its kind should be prune, factorize, quantize or rescale"),
+    ({"base/compress": {"kind": "prune"}}, "compress.ratio: Field required"),
+    ({"base/compress": {"kind": "factorize"}}, "factorising needs one of rank, energy and residual, but got []"),
+    (
+        {"base/compress": {"kind": "factorize", "rank": 2, "energy": 0.5}},
+        "but got ['rank', 'energy']; give exactly one",
+    ),
+    ({"base/compress": {"kind": "quantize", "bits": 1}}, "bits: Input should be greater than or equal to 2, but got 1"),
+    ({"base/transfer": {"mode": "full"}}, "transfer.data: Field required"),
+    (
+        {"base/transfer": {"data": {}, "mode": "half"}},
+        "transfer.mode: Input should be 'linear' or 'full', but got 'half'",
+    ),
+    ({"claims": [{"id": "c"}]}, "claims.0.says: Field required"),
     ({"base/device": "gpu"}, "device: Input should be auto, cpu, cuda or cuda:N"),
     ({"families/0/grid": {"device.x": [1]}}, "'device.x' must be a path into the configuration, but got device"),
     (
@@ -295,7 +324,7 @@ def test_catalogue_names_what_it_holds():
 
 def test_labels_may_be_numbers(edited):
     family = parse(edited({"families/1/labels": ["full", 2]})).families[1]
-    assert family.labels == ["full", "2"]
+    assert family.labels == ("full", "2")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ FILE = {
     "seeds": [0, 1, 2],
     "base": {"train": {"epochs": 40, "batch_size": 8}, "model": {"hidden": [8]}},
     "families": [
-        {"name": "one", "view": "neuron", "fixed": {"penalty.l1": 1}, "grid": {"model.rank": [1, 2, 3]}, "labels": ["1", "2", "3"]},
+        {
+            "name": "one",
+            "view": "neuron",
+            "fixed": {"penalty.l1": 1},
+            "grid": {"model.rank": [1, 2, 3]},
+            "labels": ["1", "2", "3"],
+        },
         {"name": "two", "view": "spectral", "zip": {"model.rank": [4, 5]}},
     ],
     "claims": [{"id": "c", "says": "x"}],
@@ -30,7 +36,7 @@ FILE = {
         "paper": {},
         "third": {"base": {"model": None}, "claims": {"c": {"says": "y"}}},
     },
-}  # fmt: skip
+}
 
 
 def cut(scale: str | None, **overrides: object) -> dict:
@@ -50,7 +56,13 @@ def test_a_scale_is_laid_over_the_file():
     assert found["seeds"] == [0]
     assert found["base"] == {"train": {"epochs": 2, "batch_size": 8}, "model": {"hidden": [8]}}
     (one,) = found["families"]
-    assert one == {"name": "one", "view": "neuron", "fixed": {"penalty.l1": 1}, "grid": {"model.rank": [1]}, "labels": None}
+    assert one == {
+        "name": "one",
+        "view": "neuron",
+        "fixed": {"penalty.l1": 1},
+        "grid": {"model.rank": [1]},
+        "labels": None,
+    }
     third = cut("third")
     assert third["base"]["model"] is None
     assert third["claims"] == [{"id": "c", "says": "y"}]
@@ -77,12 +89,24 @@ def test_overrides_are_paths_into_the_file_or_its_base_and_come_last():
     ("scale", "overrides", "said"),
     [
         ("big", {}, "a scale of s.yaml must be one of its scales, but got big; use quick or paper or third."),
-        (None, {"families.three.title": "x"}, "what is changed by name must be there, but got three; use one of: one, two."),
-        (None, {"seeds.0": 1}, "s.yaml: 'seeds.0' must be a path into the configuration, but got seeds; check the key."),
-        (None, {"train.epochs.x": 1}, "s.yaml: 'base.train.epochs.x' must be a path into the configuration, but got epochs; check the key."),
+        (
+            None,
+            {"families.three.title": "x"},
+            "what is changed by name must be there, but got three; use one of: one, two.",
+        ),
+        (
+            None,
+            {"seeds.0": 1},
+            "s.yaml: 'seeds.0' must be a path into the configuration, but got seeds; check the key.",
+        ),
+        (
+            None,
+            {"train.epochs.x": 1},
+            "s.yaml: 'base.train.epochs.x' must be a path into the configuration, but got epochs; check the key.",
+        ),
     ],
     ids=["a scale", "a family", "into a list", "into a number"],
-)  # fmt: skip
+)
 def test_what_leads_nowhere_is_one_sentence(scale, overrides, said):
     with refused(ConfigError, said):
         scaled(FILE, scale, overrides, "s.yaml")
@@ -98,13 +122,33 @@ def test_scales_that_are_none_are_one_sentence(edited, scales):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"families": 3}, {"families": None}, {"families.lasso": 3}, {"families.lasso.grid": 3}, {"families.lasso.labels": "x"},
-        {"families.lasso.grid.": [1]}, {"": 1}, {".": 1}, {"base": 3}, {"base": None}, {"train": 3}, {"train": None},
-        {"seeds": "x"}, {"seeds": None}, {"study": [1]}, {"claims": 3}, {"claims.x": 3}, {"scales": 3}, {"nonsense": 1},
-        {"train.nonsense": 1}, {"families..x": 1}, {"base.": 1}, {"families.lasso.name": None}, {"audit.threats": 3},
+        {"families": 3},
+        {"families": None},
+        {"families.lasso": 3},
+        {"families.lasso.grid": 3},
+        {"families.lasso.labels": "x"},
+        {"families.lasso.grid.": [1]},
+        {"": 1},
+        {".": 1},
+        {"base": 3},
+        {"base": None},
+        {"train": 3},
+        {"train": None},
+        {"seeds": "x"},
+        {"seeds": None},
+        {"study": [1]},
+        {"claims": 3},
+        {"claims.x": 3},
+        {"scales": 3},
+        {"nonsense": 1},
+        {"train.nonsense": 1},
+        {"families..x": 1},
+        {"base.": 1},
+        {"families.lasso.name": None},
+        {"audit.threats": 3},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_overrides_that_make_no_sense_are_one_sentence(edited, overrides):
     with pytest.raises(ConfigError) as caught:
         parse(edited({}), "s.yaml", overrides=overrides)

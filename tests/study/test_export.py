@@ -52,7 +52,10 @@ def test_rows_of_unlike_studies_share_a_table(tmp_path):
         {"study": "a", "x": 1.0, "y": 2.5, "curve": None},
         {"study": "b", "x": 0.5, "y": None, "curve": [{"eps": 0.1}]},
     ]
-    assert write(rows, tmp_path / "rows.csv").read_text().splitlines()[1:] == ["a,1.0,2.5,", 'b,0.5,,"[{""eps"": 0.1}]"']
+    assert write(rows, tmp_path / "rows.csv").read_text().splitlines()[1:] == [
+        "a,1.0,2.5,",
+        'b,0.5,,"[{""eps"": 0.1}]"',
+    ]
 
 
 def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):

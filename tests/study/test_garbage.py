@@ -55,10 +55,10 @@ def test_deleting_leaves_what_is_needed_as_it_was_and_a_study_that_can_go_on(sto
     assert files(store.root) == wanted
     assert run(smaller, store) == []
     assert find(store, needed([smaller])) == Garbage({})
-    assert set(plan(tiny).waiting(store.finished())) != []
+    assert len(plan(tiny).waiting(store.finished())) == 6
 
 
-def test_copies_of_deleted_records_go_and_the_others_are_still_read(store, smaller, monkeypatch):
+def test_copies_of_deleted_records_go_and_the_others_are_still_read(store, smaller):
     store.compact(above=0)
     assert list((store.root / "segments" / "attack").glob("*.parquet"))
     delete(store, find(store, needed([smaller])))

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinchpoint.study import Cell
@@ -98,7 +98,10 @@ def test_stages_that_are_not_asked_for_leave_no_trace():
 
 
 def test_parents_come_first_and_are_what_a_stage_looks_at():
-    lent = {"surrogate": {"set": {"penalty.l1": 1}}, "audit": {"threats": THREATS, "stages": ["attack", "mechanism", "transferred"]}}
+    lent = {
+        "surrogate": {"set": {"penalty.l1": 1}},
+        "audit": {"threats": THREATS, "stages": ["attack", "mechanism", "transferred"]},
+    }
     cell = make_cell(BASE | lent, {})
     surrogate = make_cell(BASE, {"penalty.l1": 1})
     made = list(Hasher().stages(cell, 3, surrogate))
@@ -168,6 +171,7 @@ def shuffled(value: Any, chance: random.Random) -> Any:
     return {key: shuffled(value[key], chance) for key in keys}
 
 
+@settings(max_examples=30)
 @given(contents, st.randoms(use_true_random=False), st.integers(0, 2**32 - 1))
 def test_the_order_of_keys_is_of_no_consequence(content, chance, seed):
     one, other = make_cell(content, {}), make_cell(shuffled(content, chance), {})
@@ -176,6 +180,7 @@ def test_the_order_of_keys_is_of_no_consequence(content, chance, seed):
     assert digests(one, seed) == digests(other, seed) == digests(written_out, seed)
 
 
+@settings(max_examples=50)
 @given(contents, contents, st.integers(0, 1), st.integers(0, 1))
 def test_ids_are_equal_where_configurations_are_and_only_there(first, second, seed, other_seed):
     cells = [make_cell(content, {}) for content in (first, second)]
@@ -229,6 +234,7 @@ _OTHERS = {
     "train.optimizer": "sgd",
     "model.mean": [0.5],
     "model.std": [0.5],
+    "data.group_labels": [[0], [1]],
     "data.label_column": "elsewhere",
     "data.image_column": "elsewhere",
     "device": "cpu",

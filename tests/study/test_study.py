@@ -80,9 +80,10 @@ def test_gathering_from_an_empty_store_writes_nothing(tiny, tmp_path):
 
 def test_gathering_stops_at_a_spoilt_record(tiny, finished, tmp_path):
     store = Store(tmp_path)
-    key = finished.plan.tasks[0].model
-    store.add(key, lambda folder: finished.records[key])
-    (store.folder(key) / "record.parquet").write_text("PAR1")
+    task = finished.plan.tasks[0]
+    for key in task.stages:
+        store.add(key, lambda folder, key=key: finished.records[key])
+    (store.folder(task.model) / "record.parquet").write_text("PAR1")
     with pytest.raises(StoreError, match="a stage's record must be readable"):
         gather(tiny, store)
     assert [path.name for path in tmp_path.iterdir()] == ["stages"]
@@ -100,7 +101,9 @@ def test_a_store_of_a_newer_version_is_refused_before_anything_is_done(tiny, fin
         with pytest.raises(StoreError) as caught:
             use(tiny, store)
         said = str(caught.value)
-        assert said.startswith(f"records must have store schema {STORE_SCHEMA} or older, but got {STORE_SCHEMA + 1} in ")
+        assert said.startswith(
+            f"records must have store schema {STORE_SCHEMA} or older, but got {STORE_SCHEMA + 1} in "
+        )
         assert said.endswith("; update pinchpoint.")
     assert sorted(tmp_path.rglob("*")) == before
 

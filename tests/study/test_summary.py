@@ -208,7 +208,13 @@ def test_rows_hold_every_step_and_what_could_not_be_done(edited, tmp_path, monke
         explained = {mechanism.norm: mechanism for mechanism in audit.mechanism}
         for judged in audit.robustness:
             norm = judged.norm
-            for name in ("robust_accuracy", "query_accuracy", "transferred_accuracy", "universal_accuracy", "gap_bound"):
+            for name in (
+                "robust_accuracy",
+                "query_accuracy",
+                "transferred_accuracy",
+                "universal_accuracy",
+                "gap_bound",
+            ):
                 assert row[f"{name}_{norm}"] == getattr(judged, name)
             assert row[f"curve_{norm}"] == [point.model_dump() for point in judged.curve]
             assert row[f"gap_{norm}"] == judged.gap

@@ -31,13 +31,15 @@ def test_any_reader_of_parquet_sees_numbers_in_columns(finished):
     """As docs tell users of DuckDB and Polars."""
     files = str(finished.store.root / "stages" / "attack" / "*" / "record.parquet")
     table = polars.scan_parquet(files).select("id", polars.col("result").struct.field("robust_accuracy")).collect()
-    expected = {record.id: record.result.robust_accuracy for key, record in finished.records.items() if key[0] == "attack"}
+    expected = {
+        record.id: record.result.robust_accuracy for key, record in finished.records.items() if key[0] == "attack"
+    }
     assert dict(table.iter_rows()) == expected
 
 
 def test_a_file_without_the_right_to_be_read_is_one_sentence(tmp_path):
     (tmp_path / "stage").mkdir()
-    with pytest.raises(StoreError, match="a stage's record must be readable, but got .*stage "):
+    with pytest.raises(StoreError, match=r"a stage's record must be readable, but got .*stage "):
         tables.read("train", [tmp_path / "stage"])
     with pytest.raises(StoreError, match=r"a stage's record must be readable, but got .*No such file"):
         tables.read("train", [tmp_path / "none" / "record.parquet"])

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model, field_validator
 
 from pinchpoint.configfile import overridden, validate
 from pinchpoint.errors import PinchpointError
 from pinchpoint.study.cell import Cell
 
 _FIELDS = set(Cell.model_fields)
-_PARTS: dict[str, type[BaseModel]] = {
-    name: create_model(f"Part_{name}", **{name: (field.annotation, field)})  # type: ignore[call-overload]
-    for name, field in Cell.model_fields.items()
-}
+
+
+def _part(name: str) -> type[BaseModel]:
+    """A model of one section alone, checked as the cell checks it."""
+    checks = {
+        key: field_validator(name, mode=check.info.mode)(check.func)
+        for key, check in Cell.__pydantic_decorators__.field_validators.items()
+        if name in check.info.fields
+    }
+    field = Cell.model_fields[name]
+    return create_model(f"Part_{name}", __validators__=checks, **{name: (field.annotation, field)})  # type: ignore[call-overload,no-any-return]
+
+
+_PARTS = {name: _part(name) for name in Cell.model_fields}
 
 
 class Maker:
