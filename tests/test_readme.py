@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pinchpoint.recipe import read_recipe
-from pinchpoint.study import parse
+from pinchpoint.study import parse, plan
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -28,7 +28,7 @@ def test_the_python_examples_run_one_after_the_other(capsys):
 
 def test_the_study_example_is_a_valid_study():
     _, study = _blocks("yaml")
-    assert len(parse(study).plan()) == 4 * 3
+    assert len(plan(parse(study)).tasks) == 4 * 3
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/compress.md"])

@@ -115,9 +115,14 @@ def test_a_mirror_that_fails_is_given_up_with_one_warning_and_the_others_go_on(f
 
 def test_an_interruption_waits_for_no_more_than_the_run_in_hand(finished, watching):
     mirror = Recorder()
-    with pytest.raises(KeyboardInterrupt), watching.watch(mirror):
-        watching.fill(finished.plan.stages)
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with watching.watch(mirror):
+            watching.fill(finished.plan.stages)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert mirror.runs == []
 
 

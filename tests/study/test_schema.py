@@ -46,7 +46,7 @@ def changed(path: str, value: Any) -> Any:
     node = content
     for parent in parents:
         node = node[int(parent)] if parent.isdigit() else node.setdefault(parent, {})
-    node[last] = value
+    node[int(last) if last.isdigit() else last] = value
     return content
 
 
