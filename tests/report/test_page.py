@@ -113,8 +113,10 @@ def test_pictures_stand_beside_each_other_for_the_ends_of_a_family(full: str) ->
         (family, option) for family in ("group", "nuclear", "rank") for option in ("ℓ∞, ε = 0.08", "ℓ₂, ε = 0.6")
     ]
     assert [panel["title"] for panel in made[5]["panels"]] == [
-        f"Level {label}, seed 0: decisions in {space}" for space in ("pixels", "representation") for label in ("full", "rank 8")
-    ]  # fmt: skip
+        f"Level {label}, seed 0: decisions in {space}"
+        for space in ("pixels", "representation")
+        for label in ("full", "rank 8")
+    ]
     titles = [panel["figure"]["layout"]["annotations"][0]["text"] for panel in made[5]["panels"]]
     assert titles == ["<b>sample 99: class 0 seen as class 1</b>"] * 4, "of the sample that both have"
 

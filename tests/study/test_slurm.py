@@ -30,7 +30,7 @@ def oracles_are_found(monkeypatch):
 
 def until(engine: Engine, count: int) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while len(found) < count:
         assert time.monotonic() < end, f"{len(found)} of {count} outcomes"
         found.update({outcome.key[1]: outcome for outcome in engine.wait(1.0)})
@@ -61,7 +61,7 @@ def test_close_cancels_and_leaves_nothing_half_written(tmp_path):
     store = Store(tmp_path / "store")
     engine = Slurm(cluster="local")
     engine.submit(Job(("train", "a"), pretend.linger, (store,), home=store.root))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not list(store.root.rglob("half")):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -160,8 +160,8 @@ def test_resources_are_the_jobs(slurm, tmp_path):
 def test_job_that_its_node_takes_along_is_lost(slurm, tmp_path):
     engine = Slurm(grace=0.5)
     engine.submit(Job(("train", "a"), time.sleep, (100,), home=tmp_path))
-    end = time.monotonic() + 60
-    while "Loading pickle" not in "".join(path.read_text() for path in (tmp_path / "slurm").glob("*_log.out")):
+    end = time.monotonic() + 600
+    while "Loading pickle" not in (slurm / "1.log").read_text():
         assert time.monotonic() < end
         time.sleep(0.1)
     os.killpg(int((slurm / "1.pid").read_text()), signal.SIGKILL)

@@ -31,7 +31,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     factory = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = factory
     spec.loader.exec_module(factory)
-    study, folder = factory.study(families=2, seeds=2), tmp_path_factory.mktemp("page")
+    summary, runs = factory.study(families=2, seeds=2)
+    study, folder = (factory.judged(summary), factory.pictured(runs)), tmp_path_factory.mktemp("page")
     small = page.write(*study, folder / "plain.html")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "PACK_ABOVE", 0)

@@ -65,6 +65,24 @@ function use(seen) {
   seen.up = values(); seen.sorted = heads.map((head) => head.getAttribute("aria-sort"));
   heads[column].querySelector("button").click();
   seen.down = values();
+  const said = (row) => (row.querySelector(".says") || row.cells[0]).textContent.trim();
+  const claims = () => all("#claims-table tbody").map((group) => [...group.rows].map(said));
+  const [rulings, effects] = all("#claims-table th button").slice(1, 3);
+  rulings.click(); seen.ruled = claims();
+  effects.click(); effects.click(); seen.effects = claims();
+  const [, attack] = all("#figure-decisions select");
+  const titles = () => all("#figure-decisions .panel:not([hidden])").map((panel) =>
+    [".panel-title", ".plot svg .annotation-text"].map((part) => panel.querySelector(part).textContent).join("; "));
+  seen.pictures = [titles()];
+  const chooser = document.querySelector("#figure-decisions select");
+  chooser.selectedIndex = 1; chooser.dispatchEvent(new Event("change"));
+  attack.selectedIndex = 1; attack.dispatchEvent(new Event("change"));
+  seen.pictures.push(titles());
+  seen.attack = attack.value;
+  const heats = () => all("#decisions-0 .heatmaplayer .hm").length;
+  seen.heats = [heats()];
+  document.querySelector("#figure-decisions .panel .keys:not([hidden]) .key").click();
+  seen.heats.push(heats());
   dispatchEvent(new Event("beforeprint"));
   seen.print = { theme: document.documentElement.dataset.theme, open: all("details:not([open])").length, empty: empty() };
 }
@@ -134,7 +152,7 @@ def test_no_errors_and_no_requests(answer: dict[str, Any]) -> None:
 
 def test_all_figures_are_drawn_and_fit(answer: dict[str, Any]) -> None:
     seen = answer["seen"]
-    assert seen["plots"] == seen["svgs"] == 2 * 6 + 2 * 2 + 2
+    assert seen["plots"] == seen["svgs"] == 2 * 6 + 2 * 2 + 2 + 4 + 2
     assert seen["empty"] == []
     assert seen["overflow"] <= 0, "the page itself never scrolls sideways"
     assert seen["wide"] == 0
@@ -158,7 +176,7 @@ def test_legend_button_hides_its_marks(seen: dict[str, Any]) -> None:
 
 def test_selectors_change_figure_label_and_legend(seen: dict[str, Any]) -> None:
     assert seen["layers"] == 3
-    assert "layer output, Nuclear norm" in seen["label"]
+    assert "layer output (Linear), Nuclear norm" in seen["label"]
     assert seen["legend"] == ["none 0.005 0.01 0.05"] * 2
 
 
@@ -166,6 +184,23 @@ def test_table_sorts_both_ways(seen: dict[str, Any]) -> None:
     assert seen["up"] == sorted(seen["up"])
     assert seen["down"] == sorted(seen["up"], reverse=True)
     assert seen["sorted"].count("ascending") == 1
+
+
+def test_claims_sort_within_and_between_their_groups(seen: dict[str, Any]) -> None:
+    curve = "It falls along the whole curve"
+    first = [group[0] for group in seen["ruled"]]
+    assert sorted(first) == ["It falls <i>", curve, "The gap is smaller"]
+    assert len(next(group for group in seen["ruled"] if group[0] == curve)) == 1 + 8
+    assert seen["effects"][0][0] == "The gap is smaller", "the largest effect first"
+
+
+def test_pictures_change_with_family_and_attack(seen: dict[str, Any]) -> None:
+    before, after = seen["pictures"]
+    assert len(before) == len(after) == 4
+    assert before[0].startswith("Level none, seed 0: decisions in pixels; sample 99")
+    assert after[3].startswith("Level 0.05, seed 0: decisions in representation; sample 99")
+    assert seen["attack"] == "ℓ₂, ε = 0.6"
+    assert seen["heats"] == [3, 2], "a class is hidden by its key"
 
 
 def test_print_is_light_and_unfolded(seen: dict[str, Any]) -> None:
