@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, cross_entropy, pgd
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.inner import inner_pgd
+from pinchpoint.configfile import fraction
 from pinchpoint.evaluate import robust_accuracy
 from pinchpoint.learn.part import Part
 from pinchpoint.records import ThreatNorm
@@ -38,14 +37,7 @@ class AdversarialConfig(BaseModel):
     step_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     check_samples: int = Field(default=256, ge=0, description="fast only: validation samples of the check; 0: none")
 
-    @field_validator("eps", "step_size", mode="before")
-    @classmethod
-    def _fraction(cls, value: object) -> object:
-        """8/255, as on the command line, is text in YAML."""
-        if isinstance(value, str):
-            with suppress(ValueError, ZeroDivisionError, OverflowError):
-                return float(Fraction(value.replace(" ", "")))
-        return value
+    _fractions = field_validator("eps", "step_size", mode="before")(fraction)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> AdversarialConfig:

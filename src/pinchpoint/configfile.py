@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -89,6 +91,18 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
         except _YAML_ERRORS:
             raise ConfigError(f"the value of {path.strip()} must be YAML", value, "put it in quotes") from None
     return found
+
+
+def fraction(value: object) -> object:
+    """8/255, as people write budgets, is text in YAML; anything else is left as it is.
+
+    >>> fraction("1/4"), fraction("a"), fraction(0.5)
+    (0.25, 'a', 0.5)
+    """
+    if isinstance(value, str):
+        with suppress(ValueError, ZeroDivisionError, OverflowError):
+            return float(Fraction(value.replace(" ", "")))
+    return value
 
 
 def validate(kind: type[_Model], content: object, where: str) -> _Model:

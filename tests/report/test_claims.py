@@ -89,7 +89,7 @@ def test_the_page_shows_them_after_what_was_found(judged: Summary, study: Study)
     (heads,), first, curve, last = [
         [[" ".join(cell.split()) for cell in row] for row in group] for group in parser.groups
     ]
-    assert heads == ["claim", "ruling", "effect", "p", "corrected p", "test", "verdict in words"]
+    assert heads == ["claim", "ruling", "effect", "p", "corrected", "test", "verdict in words"]
     assert first[0][:5] == [
         "It falls <i> section 4.1, figure 3 · group", "✓ supported", "ρ −1.00 −1.00 to −1.00 (75%)", "0.00014", "0.00058",
     ]  # fmt: skip

@@ -93,7 +93,7 @@ BAD_VALUES = [
     (
         {"base/model/name": "resnet"},
         "model.name: Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, "
-        "wide_resnet, timm:NAME, torchvision:NAME or open_clip:NAME, but got 'resnet'",
+        "wide_resnet, timm:NAME, torchvision:NAME, open_clip:NAME or clip:NAME, but got 'resnet'",
     ),
     (
         {"families/0/grid": {"model.rank": [2]}, "families/0/zip": {"model.rank": [3]}},

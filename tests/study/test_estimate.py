@@ -122,10 +122,10 @@ def test_every_kind_of_stage_can_be_probed_and_nothing_is_drawn_or_kept(edited, 
 
 
 def test_a_large_network_is_not_tried_out_where_that_cannot_be_broken_off(edited):
-    wide = parse(edited({"base/model/hidden": [2000, 2000], "base/audit/bound_seconds": 7}))
-    stages = {stage.name: stage for stage in plan(wide).stages.values()}
-    assert seconds(stages["profile"]) is None
-    assert seconds(stages["bound l2"]) == pytest.approx(14, abs=0.1)
+    wide = parse(edited({"base/model/hidden": [2000, 2000], "base/audit/bound_seconds": 7, "seeds": [0]}))
+    found = [(stage.kind, seconds(stage)) for stage in plan(wide).stages.values() if stage.kind in ("profile", "bound")]
+    assert {took for kind, took in found if kind == "profile"} == {None}  # of low rank too: products are wide
+    assert [took for kind, took in found if kind == "bound"] == [pytest.approx(14, abs=0.1)] * 8
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_one_id_for_two_configurations_is_one_sentence(tiny, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         plan(tiny)
     assert str(caught.value) == (
-        "the id of a stage must belong to one configuration, but got train 0000000000000000 for two; change any value of "
+        "the id of a stage must belong to one configuration, but got bound 0000000000000000 for two; change any value of "
         "one of them, for example its seed."
     )
 

@@ -195,12 +195,13 @@ def test_rows_hold_every_step_and_what_could_not_be_done(edited, tmp_path, monke
     stages = ["bound", "attack", "universal", "mechanism", "query", "transferred"]
     threats = [{"norm": norm, "eps": eps, "curve": [0.02]} for norm, eps in (("linf", 0.1), ("l2", 0.5), ("l1", 2.0))]
     changes = {"base/audit": {"stages": stages, "threats": threats}, "base/surrogate": {"seed_shift": 5}}
-    config = parse(edited({"seeds": [0, 1, 2], **changes}))
+    rank = {"name": "rank", "view": "spectral", "grid": {"model.rank": [None, 2]}}
+    config = parse(edited({"families": [rank], **changes}))
     planned, store = plan(config), Store(tmp_path / "store")
     assert run(config, store) == []
     there = read_rows(config, planned, store)
     runs = finished_runs(planned, store)
-    assert len({row["run"] for row in there.rows}) == len(runs) == 12
+    assert len({row["run"] for row in there.rows}) == len(runs) == 4
     for row in there.rows:
         audit = runs[row["run"]].audit
         assert [bounds.norm for bounds in audit.bounds] == ["linf", "l2"]

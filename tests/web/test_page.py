@@ -113,7 +113,7 @@ FLAGS = [
 ]
 
 
-def wait_for_answers(log: Path, browser: subprocess.Popen[bytes], seconds: float = 90) -> dict[str, Any]:
+def wait_for_answers(log: Path, browser: subprocess.Popen[bytes], seconds: float = 240) -> dict[str, Any]:
     """Read the browser's log until the outer page has spoken."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and browser.poll() is None:

@@ -11,12 +11,12 @@ from torch import nn
 
 from pinchpoint.audit import steps
 from pinchpoint.audit.assemble import Found, assemble
-from pinchpoint.audit.config import AuditConfig, ThreatConfig
+from pinchpoint.audit.config import AuditConfig, CaptionsConfig, ThreatConfig
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.data import AnyDataset
 from pinchpoint.records import Audit
 
-__all__ = ["AuditConfig", "Found", "ThreatConfig", "assemble", "audit"]
+__all__ = ["AuditConfig", "CaptionsConfig", "Found", "ThreatConfig", "assemble", "audit"]
 
 _Result = TypeVar("_Result")
 
@@ -45,8 +45,9 @@ def audit(
         ConfigError: for stages that need more than one model.
     """
     config = config or AuditConfig()
-    if "transferred" in config.stages:
-        raise ConfigError("an audit looks at one model", list(config.stages), "leave transferred to a study")
+    for more in ("transferred", "retrieval"):
+        if more in config.stages:
+            raise ConfigError("an audit looks at one model", list(config.stages), f"leave {more} to a study")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
     seconds: dict[str, float] = {}

@@ -16,6 +16,7 @@ from pinchpoint.records import (
     Mechanism,
     Pictures,
     Queried,
+    Retrieved,
     Robustness,
 )
 
@@ -38,13 +39,16 @@ class Found:
 _WARNINGS = {"bound": "not bounded", "mechanism": "no mechanism", "pictures": "no pictures"}
 
 
-def assemble(measured: Measured, found: Sequence[Found], seconds: Mapping[str, float]) -> Audit:
+def assemble(
+    measured: Measured, found: Sequence[Found], seconds: Mapping[str, float], retrieved: Retrieved | None = None
+) -> Audit:
     """One record of a model from those of its steps.
 
     Args:
         measured: of the weights.
         found: one for each norm.
         seconds: by step.
+        retrieved: recall on captions, of a CLIP model.
     """
     warnings = [not_measured(one.kind, one.name, one.reason) for one in measured.profile.skipped]
     for one in found:
@@ -58,6 +62,7 @@ def assemble(measured: Measured, found: Sequence[Found], seconds: Mapping[str, f
         robustness=[_robustness(one, one.judged, measured) for one in found if one.judged is not None],
         mechanism=[one.mechanism for one in found if one.mechanism is not None],
         pictures=[one.pictures for one in found if one.pictures is not None],
+        retrieval=retrieved,
         seconds=dict(seconds),
         warnings=warnings,
     )

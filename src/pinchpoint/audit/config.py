@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.attack import Threat
+from pinchpoint.configfile import fraction
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
 
-Step = Literal["bound", "attack", "universal", "mechanism", "query", "transferred", "pictures"]
+Step = Literal["bound", "attack", "universal", "mechanism", "query", "transferred", "pictures", "retrieval"]
 """What may be done beside measuring the profile, which always is."""
 
 
@@ -26,6 +27,13 @@ class ThreatConfig(BaseModel):
         default=None, description="budget of the universal perturbation; eps where null"
     )
 
+    _fractions = field_validator("eps", "universal_eps", mode="before")(fraction)
+
+    @field_validator("curve", mode="before")
+    @classmethod
+    def _curve(cls, curve: object) -> object:
+        return [fraction(eps) for eps in curve] if isinstance(curve, list) else curve
+
     @model_validator(mode="after")
     def _makes_sense(self) -> ThreatConfig:
         for eps in (self.eps, *self.curve, *([] if self.universal_eps is None else [self.universal_eps])):
@@ -37,6 +45,15 @@ class ThreatConfig(BaseModel):
         return Threat(self.norm, self.eps if eps is None else eps)
 
 
+class CaptionsConfig(BaseModel):
+    """Images and their captions, as ``pinchpoint.learn.retrieval.load_captions`` reads them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field(description="laid out like Flickr30k: a folder of images, and a file of captions beside it")
+    split: str | None = Field(default=None, description="train, val or test of dataset_flickr30k.json; all where null")
+
+
 class AuditConfig(BaseModel):
     """What to measure, and how hard to attack."""
 
@@ -44,7 +61,8 @@ class AuditConfig(BaseModel):
 
     stages: tuple[Step, ...] = Field(
         default=("bound", "attack", "universal", "mechanism"),
-        description="beside the profile. query: Square alone; transferred: examples of the surrogate; pictures: planes",
+        description="beside the profile. query: Square alone; transferred: examples of the surrogate; pictures: planes; "
+        "retrieval: recall of a CLIP model on captions",
     )
     threats: tuple[ThreatConfig, ...] = (
         ThreatConfig(norm="linf", eps=8 / 255),
@@ -61,6 +79,7 @@ class AuditConfig(BaseModel):
     bound_steps: int = Field(default=100, ge=0, description="optimisation steps of each certified bound")
     k_share: float = Field(default=0.1, gt=0, le=1, description="share of terms counted as dominant")
     target: float = Field(default=0.1, ge=0, le=1, description="residual that k_for_target reaches")
+    captions: CaptionsConfig | None = Field(default=None, description="for retrieval")
 
     @field_validator("threats")
     @classmethod
@@ -81,3 +100,9 @@ class AuditConfig(BaseModel):
             if late in stages and "attack" not in stages:
                 raise ConfigError(f"{late} looks at what the attack found", list(stages), "add attack to audit.stages")
         return stages
+
+    @model_validator(mode="after")
+    def _captioned(self) -> AuditConfig:
+        if "retrieval" in self.stages and self.captions is None:
+            raise ConfigError("retrieval needs captions", "none", "add audit.captions: {folder: PATH}")
+        return self

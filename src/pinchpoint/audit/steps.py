@@ -75,7 +75,7 @@ def bound(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: 
     norm = _bounded_norm(threat.norm)
     network = trace(model, x.shape[1:])
     features, head = encoder(network)
-    points, steps = x[: config.jacobian_samples], config.bound_steps
+    points, steps = x[: max(1, config.jacobian_samples)], config.bound_steps
     tightest = lipschitz(features, norm=norm, inputs=points, budget_s=config.bound_seconds, steps=steps)
     try:
         structured = lipschitz(features, norm=norm, method="structure", inputs=points[:1]).upper

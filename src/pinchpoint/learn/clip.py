@@ -76,13 +76,14 @@ class UnitLength(nn.Module):
         return functional.normalize(x, dim=1)
 
 
-def load_clip(spec: str, size: Size | None = None, device: torch.device | str = "cpu") -> Clip:
+def load_clip(spec: str, size: Size | None = None, device: torch.device | str = "cpu", *, seed: int | None = 0) -> Clip:
     """The CLIP model of that name.
 
     Args:
         spec: a name of open_clip's, with random weights or, as ``NAME@FILE``, with those of a file.
         size: height and width of the images, where it is not the model's own.
         device: where it shall be.
+        seed: of random weights; None: they are drawn from the global RNG.
 
     Raises:
         ConfigError: where open_clip is not installed.
@@ -96,14 +97,15 @@ def load_clip(spec: str, size: Size | None = None, device: torch.device | str = 
     """
     name, at, file = spec.removeprefix(_PREFIX).partition("@")
     _check_tokenizer(name)
-    entry = create("open_clip", name, size)
+    entry = create("open_clip", name, size, seed=seed)
     network = entry.whole
     assert network is not None  # every model of open_clip has an image tower and more
     if at:
         put(read_tensors(Path(file))[0], network, file, f"give the state dict of open_clip's {name}, both towers")
     from open_clip import get_tokenizer
 
-    note = f"weights are those of {file}" if at else f"weights are random (seed 0); for trained ones write {spec}@FILE"
+    drawn = "" if seed is None else f" (seed {seed})"
+    note = f"weights are those of {file}" if at else f"weights are random{drawn}; for trained ones write {spec}@FILE"
     return Clip(
         name,
         network.eval().to(device),
@@ -131,17 +133,21 @@ def zero_shot(clip: Clip, classes: Sequence[str], templates: Sequence[str] = TEM
         ConfigError: where classes are fewer than two, empty or twice the same, or a template lacks its {}.
         ModelError: where the image tower does not give one vector an image.
     """
-    features = class_features(clip, classes, templates)
+    return under(class_features(clip, classes, templates), clip)
+
+
+def under(features: Float[Tensor, "classes d"], clip: Clip) -> nn.Sequential:
+    """The image tower under a frozen head with those features; see ``zero_shot``."""
     _check_tower(clip, features.shape[1])
     scale, shift = getattr(clip.network, "logit_scale", None), getattr(clip.network, "logit_bias", None)
     if not isinstance(scale, Tensor):
         raise ModelError(
             "zero-shot classification needs a CLIP model", f"{clip.name} without a logit_scale", "use ViT-B-32"
         )
-    head = nn.Linear(features.shape[1], len(classes), bias=isinstance(shift, Tensor), device="meta")
+    head = nn.Linear(features.shape[1], len(features), bias=isinstance(shift, Tensor), device="meta")
     head.weight = nn.Parameter(scale.detach().exp() * features, requires_grad=False)
     if isinstance(shift, Tensor):
-        head.bias = nn.Parameter(shift.detach().expand(len(classes)).clone(), requires_grad=False)
+        head.bias = nn.Parameter(shift.detach().expand(len(features)).clone(), requires_grad=False)
     tower = clip.network.get_submodule("visual")
     parts = OrderedDict([("normalize", clip.normalize), ("network", tower), ("unit", UnitLength()), ("head", head)])
     return nn.Sequential(parts).eval()

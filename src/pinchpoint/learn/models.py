@@ -18,6 +18,7 @@ from pinchpoint.learn.resnet import Architecture, cifar_resnet
 from pinchpoint.learn.resnet18 import CifarResNet18Config
 from pinchpoint.learn.vgg import CifarVgg16Config
 from pinchpoint.learn.wide import WideResNetConfig
+from pinchpoint.learn.zero_shot import ZeroShotConfig
 from pinchpoint.learn.zoo import LIBRARIES
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "Normalize",
     "WideResNetConfig",
+    "ZeroShotConfig",
     "architecture",
     "build",
 ]
@@ -82,7 +84,15 @@ class CifarResNetConfig(NetworkConfig):
         return cifar_resnet(Architecture(self.depth, self.width, channels_of(input_shape), classes))
 
 
-_Config = ModelConfig | CifarResNetConfig | CifarResNet18Config | CifarVgg16Config | WideResNetConfig | LibraryConfig
+_Config = (
+    ModelConfig
+    | CifarResNetConfig
+    | CifarResNet18Config
+    | CifarVgg16Config
+    | WideResNetConfig
+    | LibraryConfig
+    | ZeroShotConfig
+)
 _OWN: dict[str, type[_Config]] = {
     "fcn": ModelConfig,
     "cifar_resnet": CifarResNetConfig,
@@ -91,14 +101,15 @@ _OWN: dict[str, type[_Config]] = {
     "wide_resnet": WideResNetConfig,
 }
 
-MODEL_NAMES = (*_OWN, *(f"{library}:NAME" for library in LIBRARIES))
+MODEL_NAMES = (*_OWN, *(f"{library}:NAME" for library in LIBRARIES), "clip:NAME")
 """What ``model.name`` may be."""
 
 
 def _tag(content: object) -> str:
     """Under which of the configurations pydantic is to look."""
     name = content.get("name", "fcn") if isinstance(content, Mapping) else getattr(content, "name", "fcn")
-    return "library" if str(name).partition(":")[0] in LIBRARIES else str(name)
+    kind, colon, _ = str(name).partition(":")
+    return "library" if kind in LIBRARIES else "clip" if kind == "clip" and colon else str(name)
 
 
 AnyModelConfig = Annotated[
@@ -107,7 +118,8 @@ AnyModelConfig = Annotated[
     | Annotated[CifarResNet18Config, Tag("cifar_resnet18")]
     | Annotated[CifarVgg16Config, Tag("cifar_vgg16")]
     | Annotated[WideResNetConfig, Tag("wide_resnet")]
-    | Annotated[LibraryConfig, Tag("library")],
+    | Annotated[LibraryConfig, Tag("library")]
+    | Annotated[ZeroShotConfig, Tag("clip")],
     Discriminator(
         _tag,
         custom_error_type="model_name",
@@ -143,4 +155,6 @@ def build(config: _Config, input_shape: Sequence[int], classes: int, *, seed: in
 
 def architecture(config: _Config) -> _Config:
     """The config without a file of weights: what is left to be known once the weights lie in a checkpoint."""
+    if isinstance(config, ZeroShotConfig):
+        return config.bare()
     return config.model_copy(update={"weights": None}) if isinstance(config, LibraryConfig) else config

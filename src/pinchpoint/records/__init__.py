@@ -18,7 +18,7 @@ from pinchpoint.records.bounded import (
     UpperBound,
 )
 from pinchpoint.records.claims import Interval, Part, Ruling, Verdict
-from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried, RobustAt
+from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved, RobustAt
 from pinchpoint.records.made import (
     Compressed,
     EpochRecord,
@@ -78,6 +78,7 @@ __all__ = [
     "Queried",
     "Record",
     "RepresentationPCA",
+    "Retrieved",
     "RobustAt",
     "Robustness",
     "Ruling",

@@ -7,6 +7,7 @@ from pydantic import Field
 from pinchpoint.records.attacked import Robustness
 from pinchpoint.records.base import Record, ThreatNorm
 from pinchpoint.records.bounded import Bounds
+from pinchpoint.records.judged import Retrieved
 from pinchpoint.records.measured import Profile
 from pinchpoint.records.pictures import Pictures
 
@@ -46,5 +47,6 @@ class Audit(Record):
     robustness: list[Robustness]
     mechanism: list[Mechanism]
     pictures: list[Pictures] = Field(default_factory=list)
+    retrieval: Retrieved | None = None
     seconds: dict[str, float]
     warnings: list[str]

@@ -61,6 +61,19 @@ class Queried(Record):
     robust_accuracy: float
 
 
+class Retrieved(Record):
+    """Shares of queries that find their match among the first 1, 5 and 10: the text of an image, and the image of a text."""
+
+    images: int
+    captions: int
+    image_to_text_1: float
+    image_to_text_5: float
+    image_to_text_10: float
+    text_to_image_1: float
+    text_to_image_5: float
+    text_to_image_10: float
+
+
 class Carried(Record):
     """Robust accuracy under examples that were made on another model; ``surrogate_accuracy`` is that one's own, clean."""
 

@@ -8,7 +8,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from pinchpoint.records.audited import Mechanism
 from pinchpoint.records.base import Record
-from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried
+from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved
 from pinchpoint.records.made import Compressed, Training
 from pinchpoint.records.pictures import Pictures
 
@@ -27,6 +27,7 @@ RESULTS: dict[str, type[Record]] = {
     "query": Queried,
     "transferred": Carried,
     "pictures": Pictures,
+    "retrieval": Retrieved,
 }
 """What each kind of stage gives."""
 

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from pinchpoint.audit import steps
 from pinchpoint.learn import AnyDataset
-from pinchpoint.records import Record
+from pinchpoint.learn.models import ZeroShotConfig
+from pinchpoint.learn.retrieval import load_captions, retrieval
+from pinchpoint.learn.zero_shot import with_tower
+from pinchpoint.records import Record, Retrieved
 from pinchpoint.study.graph import Stage
 
 _POINTS = "points.safetensors"
@@ -32,6 +35,8 @@ def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path |
     """
     config, model = stage.cell.audit, models[0]
     device = next(model.parameters()).device
+    if stage.kind == "retrieval":
+        return _retrieve(stage, model, data)
     x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
     if stage.kind == "profile":
         return steps.measure(model, x, y, config)
@@ -54,6 +59,19 @@ def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path |
     if stage.kind == "mechanism":
         return steps.explain(model, x[: len(where)], where, threat, config)
     return steps.draw(model, x[: len(where)], where, y[: len(where)], threat, config)
+
+
+def _retrieve(stage: Stage, model: nn.Module, data: AnyDataset) -> Retrieved:
+    """With the text tower as it was before training, which is how it still is: the penalty and the loss move the other."""
+    config, captions = stage.cell.model, stage.cell.audit.captions
+    assert isinstance(config, ZeroShotConfig)
+    assert captions is not None
+    captioned = load_captions(Path(captions.folder).expanduser(), captions.split)
+    clip = with_tower(config.clip(data.input_shape, seed=stage.seed), model)
+    found = retrieval(clip, captioned, workers=stage.cell.judged_data.workers)
+    recalls = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
+    shares = {f"{way}_{k}": share for way, by_k in recalls.items() for k, share in by_k.items()}
+    return Retrieved(images=len(captioned.images), captions=len(captioned.captions), **shares)
 
 
 def _points(folder: Path, device: torch.device) -> Tensor:

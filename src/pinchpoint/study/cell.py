@@ -10,6 +10,7 @@ from pinchpoint.adversarial import AdversarialConfig
 from pinchpoint.audit import AuditConfig
 from pinchpoint.errors import ConfigError
 from pinchpoint.learn import DataConfig, TrainConfig
+from pinchpoint.learn.models import ZeroShotConfig
 from pinchpoint.recipe import PenaltyConfig, Recipe
 
 __all__ = [
@@ -129,6 +130,10 @@ class Cell(Recipe):
         if asked != (self.surrogate is not None):
             seen = "audit.stages without transferred" if self.surrogate else "no surrogate"
             raise ConfigError("a surrogate and the stage transferred come together", seen, "give both or none")
+        if "retrieval" in self.audit.stages and not isinstance(self.model, ZeroShotConfig):
+            raise ConfigError(
+                "retrieval needs a model that reads captions", self.model.name, "use model.name clip:NAME"
+            )
         return self
 
     @property

@@ -23,7 +23,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
 
-PlainMetric = Literal["clean_accuracy", "compressibility", "neuron", "spectral", "parameters", "epochs"]
+PlainMetric = Literal[
+    "clean_accuracy",
+    "compressibility",
+    "neuron",
+    "spectral",
+    "parameters",
+    "epochs",
+    "recall_image_to_text_1",
+    "recall_image_to_text_5",
+    "recall_image_to_text_10",
+    "recall_text_to_image_1",
+    "recall_text_to_image_5",
+    "recall_text_to_image_10",
+]
 NormMetric = Literal[
     "robust_accuracy",
     "robust_over_clean",
@@ -42,6 +55,9 @@ NormMetric = Literal[
 ]
 Metric = PlainMetric | NormMetric
 PLAIN: tuple[str, ...] = PlainMetric.__args__  # type: ignore[attr-defined]
+RECALLS = tuple(metric for metric in PLAIN if metric.startswith("recall_"))
+"""What the stage retrieval measures."""
+
 CURVE = ("robust_accuracy", "robust_over_clean", "certified_accuracy")
 """What is known at every budget of the curve."""
 

@@ -145,9 +145,9 @@ _LITTLE = {
         "clip_norm",
     },
     "adversarial": {"eps", "step_size"},
-    "attack": {"threat", "samples", "traced_samples", "steps", "curve_steps"},
-    "query": {"threat", "samples", "queries"},
-    "transferred": {"threat", "samples", "steps"},
+    "attack": {"traced_samples", "steps", "curve_steps"},
+    "query": {"queries"},
+    "transferred": {"steps"},
 }
 """What makes little difference for the seconds, or only scales them."""
 
@@ -168,7 +168,8 @@ def _like(kind: str, norm: str | None, made: Mapping[str, Any], own: Mapping[str
         same["penalties"] = sorted(name for name, strength in made["penalty"].items() if strength)
         work = float(made["train"]["epochs"])
     else:
-        same |= {"transfer": made.get("transfer"), "compress": made.get("compress"), "own": _without(kind, own)}
+        same |= {"transfer": made.get("transfer"), "compress": made.get("compress")}
+        same["own"] = {key: value for key, value in _without(kind, own).items() if key not in ("threat", "samples")}
         work = _work(kind, own)
     text = json.dumps([kind, norm, same], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), work

@@ -18,11 +18,11 @@ from pinchpoint.study.cell import Cell
 
 Kind = Literal[
     "train", "transfer", "compress", "profile", "bound", "attack", "universal", "mechanism", "query", "transferred",
-    "pictures",
+    "pictures", "retrieval",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
     "train", "transfer", "compress", "profile", "bound", "attack", "universal", "mechanism", "query", "transferred",
-    "pictures",
+    "pictures", "retrieval",
 )  # fmt: skip
 MODELS: tuple[Kind, ...] = ("train", "transfer", "compress")
 """Stages that leave a checkpoint."""
@@ -116,10 +116,11 @@ _AUDIT: dict[str, tuple[str, ...]] = {
     "query": ("samples", "queries"),
     "transferred": ("samples", "steps"),
     "pictures": (),
+    "retrieval": ("captions",),
 }
 """Fields of the audit on which each kind of stage depends."""
 
-_SEEDED = {"attack", "universal", "query", "transferred"}
+_SEEDED = {"attack", "universal", "query", "transferred", "retrieval"}
 
 
 class Hasher:
@@ -191,9 +192,11 @@ class Hasher:
         known = self._audits.get((id(audit), test))
         if known is None:
             wanted: list[tuple[Kind, ThreatNorm | None, bytes]] = [("profile", None, test + _fields("profile", audit))]
+            if "retrieval" in audit.stages:
+                wanted.append(("retrieval", None, _fields("retrieval", audit)))
             for threat in audit.threats:
                 for kind in KINDS:
-                    if kind in audit.stages:
+                    if kind in audit.stages and kind != "retrieval":
                         content = json.dumps(_threat(kind, threat), sort_keys=True).encode()
                         wanted.append((kind, threat.norm, test + content + _fields(kind, audit)))
             known = (audit, wanted)

@@ -16,8 +16,8 @@ _FIELDS = set(Cell.model_fields)
 
 def _part(name: str) -> type[BaseModel]:
     """A model of one section alone, checked as the cell checks it."""
-    checks = {
-        key: field_validator(name, mode=check.info.mode)(classmethod(check.func.__func__))
+    checks: dict[str, Any] = {
+        key: field_validator(name, mode=check.info.mode)(classmethod(check.func.__func__))  # type: ignore[attr-defined]
         for key, check in Cell.__pydantic_decorators__.field_validators.items()
         if name in check.info.fields
     }

@@ -16,6 +16,7 @@ from pinchpoint.errors import DivergedError, ModelError, PinchpointError, StoreE
 from pinchpoint.learn import AnyDataset, DataConfig, build, load
 from pinchpoint.learn.checkpoint import load as load_checkpoint
 from pinchpoint.learn.device import device_of
+from pinchpoint.learn.retrieval import load_captions
 from pinchpoint.records import Record, StageRecord
 from pinchpoint.study import auditing, making
 from pinchpoint.study.cell import Cell
@@ -115,20 +116,23 @@ def _loaded(folder: Path, device: torch.device) -> nn.Module:
 
 
 def check(cells: Iterable[Cell]) -> None:
-    """Try what every run will need (data, model, device) before any of them starts.
+    """Try what every run will need (data, model, device, captions) before any of them starts.
 
     Raises:
         PinchpointError: for the first thing that cannot work.
     """
     seen: set[object] = set()
     for cell in cells:
-        token = (cell.data, cell.judged_data, cell.model, cell.device)
+        captions = cell.audit.captions if "retrieval" in cell.audit.stages else None
+        token = (cell.data, cell.judged_data, cell.model, cell.device, captions)
         if token in seen:
             continue
         seen.add(token)
         device_of(cell.device)
         _data(cell.judged_data)
         data = _data(cell.data)
+        if captions is not None:
+            load_captions(Path(captions.folder).expanduser(), captions.split)
         try:
             build(cell.model, data.input_shape, data.classes)
         except (RuntimeError, TypeError) as error:  # torch's words for sizes it cannot allocate or count

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from pinchpoint.attack import Threat, apgd, square
 from pinchpoint.audit import steps
 from pinchpoint.audit.config import ThreatConfig
+from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import DivergedError, ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
@@ -25,6 +27,7 @@ from pinchpoint.learn import AnyDataset, Dataset, TrainConfig, build, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.models import ModelConfig
 from pinchpoint.learn.parallel import Alone
+from pinchpoint.learn.retrieval import load_captions
 from pinchpoint.recipe import Recipe, Watch, make
 from pinchpoint.records import EpochRecord
 from pinchpoint.study.cell import Cell, FactorizeConfig, PruneConfig
@@ -35,7 +38,7 @@ _ENOUGH = 0.3
 _STEPS, _BATCHES = 100, 8
 """The most training steps of a probe, and on how many batches, over and over."""
 _LARGE = 3_000_000
-"""Parameters above which singular values and bounds are not tried out, since that cannot be broken off."""
+"""Entries of all matrices above which singular values and bounds are not tried out, since that cannot be broken off."""
 _STAGE = 0.02
 """Seconds that any stage takes: reading the model, writing the record."""
 
@@ -66,9 +69,10 @@ def _probe(stage: Stage) -> float | None:
     if stage.kind == "transfer":
         assert cell.transfer is not None
         data, config = load(cell.transfer.data), cell.transfer.train
+        plain = Recipe(model=cell.model, device=cell.device, threads=cell.threads)
         if cell.transfer.mode == "full":
-            return _training(cell, data, config)
-        head = cell.model_copy(update={"model": ModelConfig(hidden=())})  # on pixels in the place of features
+            return _training(plain, data, config)
+        head = plain.model_copy(update={"model": ModelConfig(hidden=())})  # on pixels in the place of features
         return _training(head, data, config) + _Judged(cell).forward(len(data.train) + len(data.validation))
     judged = _Judged(cell)
     return _KINDS[stage.kind](judged, next((one for one in cell.audit.threats if one.norm == stage.norm), None))
@@ -86,7 +90,13 @@ def _tuning(cell: Cell) -> float:
     if not isinstance(asked, PruneConfig | FactorizeConfig) or asked.tune is None:
         return 0.0
     tune, times = asked.tune, asked.steps if isinstance(asked, PruneConfig) else 1
-    recipe = cell.model_copy(update={"penalty": tune.penalty, "adversarial": tune.adversarial})
+    recipe = Recipe(
+        model=cell.model,
+        penalty=tune.penalty,
+        adversarial=tune.adversarial,
+        device=cell.device,
+        threads=cell.threads,
+    )
     return times * _training(recipe, load(cell.judged_data), tune.train)
 
 
@@ -160,7 +170,9 @@ class _Judged:
         self.count = min(cell.audit.samples or len(self.data.test), len(self.data.test))
         self.x, self.y = (tensor.to(self.device) for tensor in self.data.test.tensors(min(self.count, BATCH)))
         self.moved = (self.x + 0.05 * torch.rand_like(self.x)).clamp(0.0, 1.0)
-        self.large = sum(parameter.numel() for parameter in self.model.parameters()) > _LARGE
+        products = [one for one in self.model.modules() if isinstance(one, LowRankLinear)]
+        size = sum(one.in_features * one.out_features for one in products)
+        self.large = size + sum(parameter.numel() for parameter in self.model.parameters()) > _LARGE
 
     @cached_property
     def forward(self) -> _Affine:
@@ -223,7 +235,7 @@ def _profile(judged: _Judged, threat: ThreatConfig | None) -> float | None:
 def _bound(judged: _Judged, threat: ThreatConfig | None) -> float | None:
     """From a few steps of its optimisations; never more than ``bound_seconds`` allows for each of the two bounds."""
     assert threat is not None
-    config, forward = judged.config, judged.forward(judged.count)
+    config = judged.config
     most = 0.0 if threat.norm == "l1" else 2 * config.bound_seconds
     if judged.large:
         return most
@@ -238,7 +250,7 @@ def _bound(judged: _Judged, threat: ThreatConfig | None) -> float | None:
         step = (some(3) - first) / 2 if config.bound_steps > 3 else 0.0
     except ModelError:  # not to be bounded: the stage is skipped
         return 0.0
-    return first + min(max(0.0, step) * config.bound_steps, most) + 2 * forward
+    return first + min(max(0.0, step) * config.bound_steps, most) + 2 * judged.forward(judged.count)
 
 
 def _attack(judged: _Judged, threat: ThreatConfig | None) -> float:
@@ -291,6 +303,14 @@ def _pictures(judged: _Judged, threat: ThreatConfig | None) -> float:
         return 0.0
 
 
+def _retrieval(judged: _Judged, threat: ThreatConfig | None) -> float:
+    """A caption is taken to cost what an image does."""
+    captions = judged.config.captions
+    assert captions is not None
+    found = load_captions(Path(captions.folder).expanduser(), captions.split)
+    return judged.forward(len(found.images) + len(found.captions))
+
+
 _KINDS: dict[str, Callable[[_Judged, ThreatConfig | None], float | None]] = {
     "profile": _profile,
     "bound": _bound,
@@ -300,4 +320,5 @@ _KINDS: dict[str, Callable[[_Judged, ThreatConfig | None], float | None]] = {
     "transferred": _transferred,
     "mechanism": _mechanism,
     "pictures": _pictures,
+    "retrieval": _retrieval,
 }

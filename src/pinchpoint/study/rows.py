@@ -14,6 +14,7 @@ import polars as pl
 from pinchpoint.audit.assemble import not_done, not_measured
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Member, ThreatNorm
+from pinchpoint.study.claims import RECALLS
 from pinchpoint.study.config import StudyConfig
 from pinchpoint.study.graph import Key, Kind, Stage
 from pinchpoint.study.plan import Plan, Task
@@ -124,6 +125,8 @@ def _models(frames: Mapping[Slot, pl.DataFrame]) -> list[dict[str, Any]]:
     columns = _columns(profile, _PROFILE)
     for norm in _NORMS:
         columns |= _threat(norm, frames, profile)
+    if ("retrieval", None) in frames:
+        columns |= _columns(frames["retrieval", None], {name: _field(name.removeprefix("recall_")) for name in RECALLS})
     columns["layers"] = profile.select(_LAYERS)["layers"].to_list()
     columns["epochs"] = _columns(frames["train", None], {"epochs": _field("epochs")})["epochs"]
     seconds = pl.DataFrame([frame["seconds"].alias(str(number)) for number, frame in enumerate(frames.values())])

@@ -54,7 +54,9 @@ def together(task: Task, stages: Mapping[Key, Stage], records: Mapping[Key, Stag
         training=made["train"],
         transferred=made.get("transfer"),
         compressed=made.get("compress"),
-        audit=assemble(made["profile"], _found(own), {stage.name: record.seconds for stage, record in own}),
+        audit=assemble(
+            made["profile"], _found(own), {stage.name: record.seconds for stage, record in own}, made.get("retrieval")
+        ),
     )
 
 

@@ -97,6 +97,15 @@ class Store:
         """Whether the stage failed."""
         return (self.root / FAILED / key[0] / key[1]).is_dir()
 
+    def check(self, keys: Iterable[Key]) -> None:
+        """Read one record of each kind, to learn whether this version can.
+
+        Raises:
+            StoreError: where one is damaged or was written by a newer version.
+        """
+        for kind, name in {key[0]: key for key in keys}.values():
+            tables.read(kind, self._records(DONE, kind, [name]))
+
     def load(self, keys: Iterable[Key]) -> dict[Key, StageRecord]:
         """Records of stages, failed ones too; those that are not there are left out.
 

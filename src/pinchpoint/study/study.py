@@ -108,7 +108,7 @@ def run(
     waiting = planned.waiting(finished)
     if not waiting:
         return []
-    store.load({key[0]: key for key in finished & planned.stages.keys()}.values())  # refuses one of a newer version
+    store.check(finished & planned.stages.keys())
     bad = store.failures()
     check(task.cell for task in waiting if bad.isdisjoint(task.stages))
     wanted: set[Key] = {key for task in waiting for key in task.stages}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pinchpoint.records import Correlation, Family, Level, Peak, Summary, ThreatNorm
+from pinchpoint.study.claims import RECALLS
 from pinchpoint.study.config import FamilyConfig, StudyConfig
 from pinchpoint.study.findings import bound_finding, findings, headline
 from pinchpoint.study.judge import judge
@@ -90,6 +91,10 @@ def _norms(rows: Sequence[dict[str, Any]]) -> dict[ThreatNorm, float]:
 
 def _family(family: FamilyConfig, rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float]) -> Family:
     correlations = [_correlation(rows, "clean_accuracy", None, None, [row["clean_accuracy"] for row in rows])]
+    for metric in RECALLS:
+        values = [row.get(metric) for row in rows]
+        if any(value is not None for value in values):
+            correlations.append(_correlation(rows, metric, None, None, values))
     for norm, eps in norms.items():
         for metric in _METRICS:
             values = [row.get(f"{metric}_{norm}") for row in rows]

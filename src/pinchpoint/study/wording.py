@@ -26,6 +26,8 @@ _NAMES = {
     "query_accuracy": "accuracy under queries",
     "transferred_accuracy": "accuracy under transferred examples",
     "universal_accuracy": "accuracy under one universal perturbation",
+    **{f"recall_image_to_text_{k}": f"recall at {k} of an image’s captions" for k in (1, 5, 10)},
+    **{f"recall_text_to_image_{k}": f"recall at {k} of a caption’s image" for k in (1, 5, 10)},
 }
 
 
@@ -40,7 +42,7 @@ def name(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of samples, whose differences are told in points."""
-    return metric.endswith("accuracy") or metric == "robust_over_clean"
+    return metric.endswith("accuracy") or metric == "robust_over_clean" or metric.startswith("recall_")
 
 
 def p_text(p: float) -> str:
