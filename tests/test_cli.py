@@ -1,4 +1,4 @@
-"""The command line: teaches, ends with one sentence and status 2 on bad input, and loses nothing when interrupted."""
+"""The command line: teaches, ends with one sentence and status 2 on bad input (studies: tests/cli/test_study.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oracles.console import Said, pinch
 from pinchpoint.attack import Threat
 from pinchpoint.evaluate import Samples, attack_sheet
 from pinchpoint.evaluate.sheet import Plan
-from pinchpoint.learn import build
+from pinchpoint.learn import ModelConfig, TrainConfig, build, train
 from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
 from pinchpoint.learn.models import CifarResNetConfig
 from pinchpoint.learn.resnet import Architecture, cifar_resnet

@@ -9,7 +9,7 @@ import pytest
 
 from oracles.as_user import refused
 from pinchpoint.errors import StoreError
-from pinchpoint.study import Store, parse, plan, run
+from pinchpoint.study import Store, open_store, parse, plan, run
 from pinchpoint.study.garbage import Garbage, delete, find, needed
 
 
@@ -125,3 +125,9 @@ def test_a_folder_that_is_no_store_is_one_sentence(tmp_path, tiny):
     (tmp_path / "holiday.jpg").write_text("sea")
     with refused(StoreError, f"there must be a store, but got no stages in {tmp_path}; name its folder with --out."):
         find(Store(tmp_path), needed([tiny]))
+
+
+def test_a_store_at_an_address_is_not_cleaned(tiny):
+    rule = "a store that is cleaned must be a folder, but got memory://somewhere"
+    with refused(StoreError, f"{rule}; use what its service has for that."):
+        find(open_store("memory://somewhere"), needed([tiny]))

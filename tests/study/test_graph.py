@@ -67,6 +67,7 @@ CHANGES = [
     ({"audit.jacobian_samples": 7}, under("bound")),
     ({"audit.k_share": 0.7}, under("profile", "mechanism")),
     ({"audit.target": 0.7}, under("profile")),
+    ({"audit.captions": {"folder": "flickr30k"}}, set()),
     ({"audit.threats": [THREATS[0] | {"curve": [0.05]}, THREATS[1]]}, {"attack linf", "mechanism linf"}),
     ({"audit.threats": [THREATS[0] | {"curve": [0.1]}, THREATS[1]]}, set()),
     ({"audit.threats": [THREATS[0] | {"universal_eps": 0.2}, THREATS[1]]}, {"universal linf"}),

@@ -13,6 +13,10 @@ from pinchpoint.cli.options import Json, out
 if TYPE_CHECKING:
     from pinchpoint.study import StudyConfig
 
+StoreAt = Annotated[
+    str | None,
+    typer.Option("--store", help="Where stages are kept.  [default: runs/STUDY]", show_default=False),
+]
 Studies = Annotated[
     list[str],
     typer.Argument(
@@ -24,9 +28,7 @@ Studies = Annotated[
 def export(
     studies: Studies,
     out_file: Annotated[Path, typer.Option("--out", help="The file: .parquet, .csv or .jsonl.", show_default=False)],
-    store: Annotated[
-        Path | None, typer.Option(help="Where the stages are kept.  [default: runs/STUDY]", show_default=False)
-    ] = None,
+    store: StoreAt = None,
     scale: Annotated[str | None, typer.Option(help="One of the files' scales.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -34,14 +36,14 @@ def export(
 
     The records of stages need no exporting: DuckDB and Polars read STORE/stages/KIND/*/record.parquet as they are.
     """
-    from pinchpoint.study import Store
+    from pinchpoint.study import open_store
     from pinchpoint.study.export import check_suffix, rows_of, write
 
     check_suffix(out_file)
     rows = []
     for name in studies:
         config = _study(name, scale)
-        rows += rows_of(config, Store(store or Path("runs") / config.study))
+        rows += rows_of(config, open_store(store or Path("runs") / config.study))
     write(rows, out_file)
     if as_json:
         typer.echo(json.dumps({"file": str(out_file), "rows": len(rows)}))
@@ -51,7 +53,7 @@ def export(
 
 def gc(
     studies: Studies,
-    folder: Annotated[Path, typer.Option("--out", help="The store that is cleaned.", show_default=False)],
+    folder: Annotated[str, typer.Option("--out", help="The store that is cleaned.", show_default=False)],
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; otherwise they are only shown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,17 +61,17 @@ def gc(
 
     Name every study that shares the store. What was made with KEY=VALUE on a command line belongs to none of them.
     """
-    from pinchpoint.study import Store
     from pinchpoint.study import garbage as rubbish
+    from pinchpoint.study import open_store
     from pinchpoint.tables import garbage_table
 
-    store = Store(folder)
+    store = open_store(folder)
     found = rubbish.find(store, rubbish.needed(config for name in studies for config in _scales(name)))
     if delete:
         rubbish.delete(store, found)
     if as_json:
         kinds = {kind: {"stages": count, "bytes": size} for kind, (count, size) in found.by_kind.items()}
-        typer.echo(json.dumps({"store": str(folder), "kinds": kinds, "deleted": delete}))
+        typer.echo(json.dumps({"store": folder, "kinds": kinds, "deleted": delete}))
         return
     if not found.sizes:
         typer.echo(f"Every stage in {folder} is needed.")

@@ -10,6 +10,7 @@ Source: A. Radford et al., Learning Transferable Visual Models From Natural Lang
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -102,14 +103,12 @@ def load_clip(spec: str, size: Size | None = None, device: torch.device | str = 
     assert network is not None  # every model of open_clip has an image tower and more
     if at:
         put(read_tensors(Path(file))[0], network, file, f"give the state dict of open_clip's {name}, both towers")
-    from open_clip import get_tokenizer
-
     drawn = "" if seed is None else f" (seed {seed})"
     note = f"weights are those of {file}" if at else f"weights are random{drawn}; for trained ones write {spec}@FILE"
     return Clip(
         name,
         network.eval().to(device),
-        get_tokenizer(name),
+        _tokenizer(name),
         Normalize(entry.mean, entry.std).to(device),
         entry.input_shape,
         (note,),
@@ -208,6 +207,15 @@ def image_features(clip: Clip, part: Part, batch_size: int = 64) -> Float[Tensor
         with torch.no_grad():
             found.append(clip.network.encode_image(clip.normalize(x), normalize=True))  # type: ignore[operator]
     return torch.cat(found)
+
+
+@functools.cache
+def _tokenizer(name: str) -> Callable[[list[str]], Tensor]:
+    """Reading its vocabulary takes longer than building a small model."""
+    from open_clip import get_tokenizer
+
+    tokenizer: Callable[[list[str]], Tensor] = get_tokenizer(name)
+    return tokenizer
 
 
 def _check_tokenizer(name: str) -> None:

@@ -108,8 +108,8 @@ MODEL_NAMES = (*_OWN, *(f"{library}:NAME" for library in LIBRARIES), "clip:NAME"
 def _tag(content: object) -> str:
     """Under which of the configurations pydantic is to look."""
     name = content.get("name", "fcn") if isinstance(content, Mapping) else getattr(content, "name", "fcn")
-    kind, colon, _ = str(name).partition(":")
-    return "library" if kind in LIBRARIES else "clip" if kind == "clip" and colon else str(name)
+    kind = str(name).partition(":")[0]
+    return "library" if kind in LIBRARIES else "clip" if kind == "clip" else str(name)
 
 
 AnyModelConfig = Annotated[

@@ -1,6 +1,6 @@
 """The rows of one or several studies as one file for other tools: Parquet, CSV, or JSON lines.
 
-The records of stages need no exporting, they are Parquet already (docs/store.md):
+The records of stages need no exporting, they are Parquet already (docs/study.md):
 
     SELECT id, seconds, result.robust_accuracy FROM read_parquet('STORE/stages/attack/*/record.parquet')
 """

@@ -45,8 +45,10 @@ def find(store: Store, wanted: Set[Key]) -> Garbage:
     """What the store holds beside what is wanted.
 
     Raises:
-        StoreError: where there is no store, or something in it is not a store's.
+        StoreError: where there is no store, it is no folder, or something in it is not a store's.
     """
+    if store.home is None:
+        raise StoreError("a store that is cleaned must be a folder", str(store), "use what its service has for that")
     if not any((store.root / part).is_dir() for part in _PARTS):
         raise StoreError("there must be a store", f"no stages in {store.root}", "name its folder with --out")
     sizes: dict[Key, int] = {}

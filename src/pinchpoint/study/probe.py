@@ -7,7 +7,6 @@ on those that still stand costs what it costs on half of them. Training is taken
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,23 +19,18 @@ from pinchpoint.attack import Threat, apgd, square
 from pinchpoint.audit import steps
 from pinchpoint.audit.config import ThreatConfig
 from pinchpoint.compress import LowRankLinear
-from pinchpoint.errors import DivergedError, ModelError
+from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
-from pinchpoint.learn import AnyDataset, Dataset, TrainConfig, build, load
+from pinchpoint.learn import build, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.models import ModelConfig
-from pinchpoint.learn.parallel import Alone
 from pinchpoint.learn.retrieval import load_captions
-from pinchpoint.recipe import Recipe, Watch, make
-from pinchpoint.records import EpochRecord
-from pinchpoint.study.cell import Cell, FactorizeConfig, PruneConfig
+from pinchpoint.recipe import Recipe
+from pinchpoint.study.cell import Cell
 from pinchpoint.study.graph import Stage
+from pinchpoint.study.probe_training import ENOUGH, training, tuning
 
-_ENOUGH = 0.3
-"""Seconds after which a probe has seen enough."""
-_STEPS, _BATCHES = 100, 8
-"""The most training steps of a probe, and on how many batches, over and over."""
 _LARGE = 3_000_000
 """Entries of all matrices above which singular values and bounds are not tried out, since that cannot be broken off."""
 _STAGE = 0.02
@@ -63,90 +57,19 @@ def seconds(stage: Stage) -> float | None:
 def _probe(stage: Stage) -> float | None:
     cell = stage.cell
     if stage.kind == "train":
-        return _training(cell, load(cell.data), cell.train)
+        return training(cell, load(cell.data), cell.train)
     if stage.kind == "compress":
-        return _tuning(cell)
+        return tuning(cell)
     if stage.kind == "transfer":
         assert cell.transfer is not None
         data, config = load(cell.transfer.data), cell.transfer.train
         plain = Recipe(model=cell.model, device=cell.device, threads=cell.threads)
         if cell.transfer.mode == "full":
-            return _training(plain, data, config)
+            return training(plain, data, config)
         head = plain.model_copy(update={"model": ModelConfig(hidden=())})  # on pixels in the place of features
-        return _training(head, data, config) + _Judged(cell).forward(len(data.train) + len(data.validation))
+        return training(head, data, config) + _Judged(cell).forward(len(data.train) + len(data.validation))
     judged = _Judged(cell)
     return _KINDS[stage.kind](judged, next((one for one in cell.audit.threats if one.norm == stage.norm), None))
-
-
-# --- training -------------------------------------------------------------------------------------------------------
-
-
-class _Enough(Exception):
-    """Thrown from a watch to end a training."""
-
-
-def _tuning(cell: Cell) -> float:
-    asked = cell.compress
-    if not isinstance(asked, PruneConfig | FactorizeConfig) or asked.tune is None:
-        return 0.0
-    tune, times = asked.tune, asked.steps if isinstance(asked, PruneConfig) else 1
-    recipe = Recipe(
-        model=cell.model,
-        penalty=tune.penalty,
-        adversarial=tune.adversarial,
-        device=cell.device,
-        threads=cell.threads,
-    )
-    return times * _training(recipe, load(cell.judged_data), tune.train)
-
-
-def _training(recipe: Recipe, data: AnyDataset, config: TrainConfig) -> float:
-    """A training to its last epoch, from some of its steps and validations."""
-    few = _few(data, config.batch_size)
-    batches = math.ceil(len(few.train) / config.batch_size)
-    short = {"epochs": math.ceil(_STEPS / batches), "patience": None, "schedule": "constant", "milestones": ()}
-    short_recipe = recipe.model_copy(update={"train": config.model_copy(update={**short, "warmup_epochs": 0.0})})
-    steps: list[float] = []
-    checks: list[float] = []
-    begun = last = time.perf_counter()
-
-    def step(epoch: int, done: int, of: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if (epoch, done) != (1, 1):  # everything is slower for the first time
-            steps.append(now - last)
-        last = now
-        slow = now - begun > 10 * _ENOUGH  # then without a validation
-        if len(steps) >= 2 and (slow or (checks and now - begun > _ENOUGH)):
-            raise _Enough
-
-    def epoch(record: EpochRecord) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        checks.append(now - last)
-        last = now
-
-    engine = Alone(device_of(recipe.device))
-    try:
-        make(short_recipe, few, seed=0, engine=engine, watch=Watch(step, epoch))
-    except _Enough:
-        pass
-    except DivergedError:
-        if not steps:
-            raise
-    one = statistics.fmean(steps)
-    check = statistics.fmean(checks) / len(few.validation) if checks else one / (3 * config.batch_size)
-    return config.epochs * (math.ceil(len(data.train) / config.batch_size) * one + check * len(data.validation))
-
-
-def _few(data: AnyDataset, batch: int) -> Dataset:
-    """The first samples of each part, in memory."""
-    x, y = data.train.tensors(batch * _BATCHES)
-    x_check, y_check = data.validation.tensors(BATCH)
-    return Dataset(data.name, data.classes, x, y, x_check, y_check, x_check, y_check)
-
-
-# --- looking at a model ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,7 +117,7 @@ class _Judged:
         self.took(work, size)
         while True:
             took = self.took(work, size) / times
-            if size == len(self.x) or took * times > _ENOUGH / 4:
+            if size == len(self.x) or took * times > ENOUGH / 4:
                 break
             before, size = (size, took), min(4 * size, len(self.x))
         if before is None:
@@ -213,7 +136,7 @@ class _Judged:
     def tried(self, work: Callable[..., object], *arguments: object) -> float:
         """Seconds, at the second time where that is not too long to wait for: the first may load much."""
         first = self.took(work, *arguments)
-        return first if first > 10 * _ENOUGH else min(first, self.took(work, *arguments))
+        return first if first > 10 * ENOUGH else min(first, self.took(work, *arguments))
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

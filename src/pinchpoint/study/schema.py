@@ -27,11 +27,11 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _TEXTS = ("FamilyConfig", "Side")
 """Sections in which a number counts as text."""
 
-_FRACTIONS = ("eps", "step_size")
-"""Keys of an adversary that may be written 8/255."""
+_FRACTIONS = {"AdversarialConfig": ("eps", "step_size"), "ThreatConfig": ("eps", "universal_eps", "curve")}
+"""Numbers that may be written 8/255."""
 
 _NUMBER = r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"
-_FRACTION = r"^ *[0-9.]+ */ *[0-9.]+ *$"
+_FRACTION = r"^ *[0-9.]+([eE][-+]?[0-9]+)? *(/ *[0-9.]+ *)?$"
 
 
 def study_schema() -> Schema:
@@ -108,9 +108,9 @@ def _cells() -> Schema:
     required: list[str] = definitions["ThreatConfig"]["required"]
     definitions = {name: _everywhere(definition, _partial) for name, definition in definitions.items()}
     definitions["ThreatConfig"]["required"] = required  # lists are not merged, so theirs are whole
-    adversary = definitions["AdversarialConfig"]["properties"]
-    for key in _FRACTIONS:
-        adversary[key] = {"anyOf": [adversary[key], {"type": "string", "pattern": _FRACTION}]}
+    for name, keys in _FRACTIONS.items():
+        properties = definitions[name]["properties"]
+        properties |= {key: _everywhere(properties[key], _fraction_too) for key in keys}
     definitions["SurrogateConfig"]["properties"]["set"] = _reference("Values", {})
     paths: dict[str, list[Schema]] = {}
     for path, found in _paths(definitions["Cell"], definitions):
@@ -153,6 +153,10 @@ def _partial(node: Schema) -> Schema:
 def _scientific(node: Schema) -> Schema:
     """To a YAML reader of version 1.1, 3e-5 is text, for want of a point; it is taken as the number it means."""
     return {**node, "type": ["number", "string"], "pattern": _NUMBER} if node.get("type") == "number" else node
+
+
+def _fraction_too(node: Schema) -> Schema:
+    return {**node, "type": ["number", "string"], "pattern": _FRACTION} if node.get("type") == "number" else node
 
 
 def _number_too(node: Schema) -> Schema:
