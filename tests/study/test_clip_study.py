@@ -251,7 +251,7 @@ def test_a_claim_may_be_about_recall_and_needs_no_norm(metric):
 def test_the_catalogues_entry_with_retrieval(folder, tmp_path):
     """The quick scale on noise, with the stage it leaves out."""
     rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60, *SHAPE), dtype=np.uint8), np.arange(60) % 10
+    x, y = rng.integers(0, 256, (200, *SHAPE), dtype=np.uint8), np.arange(200) % 10
     np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     small = {
         "seeds": [0],

@@ -35,7 +35,9 @@ Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for stages and report.  [default: runs/STUDY]")]
 StoreAt = Annotated[
     str | None,
-    typer.Option("--store", help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX.  [default: that of --out]"),
+    typer.Option(
+        "--store", help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX.  [default: that of --out]"
+    ),
 ]
 EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
 Address = Annotated[
