@@ -53,7 +53,8 @@ def test_the_record_is_complete(record, trained, digits, stages):
     assert record.warnings == []
     assert list(record.seconds) == stages
     assert stages[0] == "profile"
-    assert set(stages[1:]) == {f"{kind} {norm}" for kind in ("bound", "attack", "universal", "mechanism") for norm in ("linf", "l2")}
+    steps = ("bound", "attack", "universal", "mechanism")
+    assert set(stages[1:]) == {f"{kind} {norm}" for kind in steps for norm in ("linf", "l2")}
     assert all(seconds >= 0 for seconds in record.seconds.values())
 
 

@@ -253,7 +253,11 @@ _OTHERS = {
 }
 _TOGETHER = {
     "model.name": {"model": {"name": "cifar_resnet"}},
-    "audit.captions": {"audit.stages": ["retrieval"], "audit.captions": {"folder": "x"}, "model": {"name": "clip:ViT-B-32"}},
+    "audit.captions": {
+        "audit.stages": ["retrieval"],
+        "audit.captions": {"folder": "x"},
+        "model": {"name": "clip:ViT-B-32"},
+    },
     "frobenius_scale": {"frobenius_scale": 0.5, "constant_frobenius": True},
     "train.milestones": {"train.milestones": [3], "train.schedule": "multistep"},
     "train.nesterov": {"train.nesterov": True, "train.optimizer": "sgd"},
