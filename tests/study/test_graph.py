@@ -78,7 +78,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "expected"), CHANGES, ids=lambda value: str(value)[:50] if isinstance(value, dict) else len(value))
+@pytest.mark.parametrize(
+    ("change", "expected"), CHANGES, ids=lambda value: str(value) if isinstance(value, dict) else len(value)
+)
 def test_a_changed_value_changes_the_stages_that_depend_on_it_and_no_other(change, expected):
     before, after = digests(make_cell(BASE, {})), digests(make_cell(BASE, change))
     assert sorted(before) == sorted(ALL)

@@ -126,8 +126,9 @@ def test_workers_killed_at_random_moments_twelve_times(drivers, undisturbed, tmp
         store = Store(tmp_path / f"study{study}")
         ended: list[str] | None = None
         while ended != []:
-            driver = drivers.driver(store.root, workers=2)
+            driver, last = drivers.driver(store.root, workers=2), time.monotonic() + 120
             while driver.ended is None:
+                assert time.monotonic() < last, "the driver hangs"
                 time.sleep(moments.uniform(0, undisturbed.seconds / 4))
                 if kills < 12:
                     kills += kill_a_worker(driver, moments)
