@@ -473,7 +473,7 @@ def test_interrupt_while_workers_start_is_one_sentence_too(tmp_path):
 
 
 @needs_proc
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_study_leaves_no_worker_behind_and_goes_on(tmp_path, undisturbed):
     folder = tmp_path / "store"
     process = begin(folder, 2)

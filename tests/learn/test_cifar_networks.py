@@ -203,7 +203,7 @@ def test_images_that_five_poolings_leave_nothing_of():
         ({"name": "wide_resnet", "widen": 0}, "Input should be greater than or equal to 1"),
         ({"name": "cifar_vgg16", "depth": 19}, "Extra inputs are not permitted"),
         ({"name": "cifar_resnet18", "width": 0}, "Input should be greater than or equal to 1"),
-        ({"name": "resnet18"}, f"Input should be {', '.join(MODEL_NAMES[:-1])} or open_clip:NAME"),
+        ({"name": "resnet18"}, f"Input should be {', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}"),
         ({"name": 3}, "Input should be fcn, cifar_resnet, "),
         ({"name": "timm:"}, "String should match pattern"),
     ],

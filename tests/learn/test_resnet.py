@@ -158,7 +158,7 @@ def test_the_name_says_which_network_and_fcn_is_meant_without_one(content, expec
             {"name": "resnet"},
             ("model",),
             "Input should be fcn, cifar_resnet, cifar_resnet18, cifar_vgg16, wide_resnet, timm:NAME, "
-            "torchvision:NAME or open_clip:NAME",
+            "torchvision:NAME, open_clip:NAME or clip:NAME",
         ),
         (
             {"name": "cifar_resnet", "hidden": [3]},

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,6 +107,8 @@ def _fork_drivers() -> None:
         if process == 0:
             try:
                 _drive(config, Path(root), int(workers))
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         print(process, flush=True)

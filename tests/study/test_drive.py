@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles import pretend
@@ -282,9 +282,10 @@ def test_claims_are_renewed_while_this_process_is_at_one_stage_for_long(tiny, tm
             time.sleep(0.01)
         ages.append(time.time() - path.stat().st_mtime)
 
+    before = threading.active_count()
     drive(stages, store, Here(), perform)
     assert ages[0] < 30
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
 
 
 # --- any graph ----------------------------------------------------------------------------------------------------------
@@ -351,6 +352,7 @@ def nodes(size: int):
 graphs = st.integers(0, 12).flatmap(nodes)
 
 
+@settings(max_examples=40)
 @given(graphs, st.integers(1, 4), st.randoms(use_true_random=False))
 def test_any_graph_is_done_once_in_order_as_far_as_failures_allow(graph, slots, chance):
     cell, stages, fate = Cell(), {}, {}

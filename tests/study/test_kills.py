@@ -153,7 +153,7 @@ def test_two_drivers_share_the_work(drivers, undisturbed, tmp_path):
     assert min(parts) >= 1, "each does a part"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_of_two_drivers_one_is_killed_and_the_other_takes_over_six_times(drivers, undisturbed, tmp_path):
     moments = random.Random(3)
     for study in range(6):

@@ -227,8 +227,8 @@ store.root.mkdir()
 engine.submit(Job(("train", "a"), work, (store, sign), home=store.home))
 while not sign.exists():
     engine.wait(0.1)
-print("begun", flush=True)
 try:
+    print("begun", flush=True)
     engine.wait(100)
 except KeyboardInterrupt:
     engine.close()
