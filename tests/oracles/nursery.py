@@ -43,7 +43,7 @@ class Driver:
     def wait(self) -> None:
         """Until it is gone, with all its workers."""
         end = time.monotonic() + 60
-        while alive(self.process):
+        while Path(f"/proc/{self.process}").exists() or alive(self.process):  # the first before it leads a session
             assert time.monotonic() < end, "a driver or its workers do not end"
             time.sleep(0.002)
 
