@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -104,6 +106,8 @@ _RECIPE = (
 )
 """Sections of a cell on which training depends."""
 
+_sections = itemgetter(*_RECIPE)
+
 _UNSEEN = {"workers", "memory_gb"}  # how image files are decoded
 _TEST = {"limit_test"}
 
@@ -120,6 +124,8 @@ _AUDIT: dict[str, tuple[str, ...]] = {
 }
 """Fields of the audit on which each kind of stage depends."""
 
+_PREFIX = {kind: b"%d|%s|" % (STAGE_SCHEMA, kind.encode()) for kind in KINDS}
+
 _SEEDED = {"attack", "universal", "query", "transferred", "retrieval"}
 
 
@@ -127,7 +133,7 @@ class Hasher:
     """Ids of the stages of cells, quickly: a section that many cells share, as one object, is written out once."""
 
     def __init__(self) -> None:
-        self._digests: dict[tuple[int, str], tuple[object, bytes]] = {}
+        self._digests: dict[str, dict[int, tuple[object, bytes]]] = defaultdict(dict)
         self._audits: dict[tuple[int, bytes], tuple[AuditConfig, list[tuple[Kind, ThreatNorm | None, bytes]]]] = {}
 
     def stages(self, cell: Cell, seed: int, surrogate: Cell | None = None) -> list[Stage]:
@@ -141,7 +147,8 @@ class Hasher:
         made = self.models(cell, seed)
         model = made[-1]
         only: tuple[Key, ...] = (model.key,)
-        lent, lender, attacks = only, b"", dict[ThreatNorm | None, Stage]()
+        lent, lender = only, b""
+        attacks: dict[ThreatNorm | None, Stage] = {}
         if surrogate is not None and cell.surrogate is not None:
             made += self.models(surrogate, seed + cell.surrogate.seed_shift)
             lender, lent = made[-1].hashed, (model.key, made[-1].key)
@@ -162,7 +169,7 @@ class Hasher:
 
     def models(self, cell: Cell, seed: int) -> list[Stage]:
         """The stages that make a cell's model: training, then what is done to it."""
-        digest = b"".join(self._digest(getattr(cell, section), section) for section in _RECIPE)
+        digest = b"".join(map(self._digest, _sections(vars(cell)), _RECIPE))
         drawn = seed.to_bytes(8, "big")
         made = [_stage("train", drawn + digest, (), cell, seed, None)]
         for kind in MODELS[1:]:
@@ -174,18 +181,9 @@ class Hasher:
         return made
 
     def _digest(self, section: object, name: str) -> bytes:
-        if not isinstance(section, BaseModel):
-            return f"{name}={section!r};".encode()
-        known = self._digests.get((id(section), name))
-        if known is None:
-            if name == "transfer":
-                content = section.model_dump(mode="json", exclude={"data": _UNSEEN | _TEST})
-            elif name == "test":
-                content = section.model_dump(mode="json", include=_TEST)
-            else:
-                content = section.model_dump(mode="json", exclude=_UNSEEN | (_TEST if name == "data" else set()))
-            known = (section, name.encode() + _sha(json.dumps(content, sort_keys=True).encode()))
-            self._digests[id(section), name] = known  # the section is kept, so its identity stays its own
+        known = self._digests[name].get(id(section))
+        if known is None:  # the section is kept, so its identity stays its own
+            known = self._digests[name][id(section)] = section, _content(section, name)
         return known[1]
 
     def _audit(self, audit: AuditConfig, test: bytes) -> list[tuple[Kind, ThreatNorm | None, bytes]]:
@@ -197,18 +195,38 @@ class Hasher:
             for threat in audit.threats:
                 for kind in KINDS:
                     if kind in audit.stages and kind != "retrieval":
-                        content = json.dumps(_threat(kind, threat), sort_keys=True).encode()
+                        content = _written(_threat(kind, threat))
                         wanted.append((kind, threat.norm, test + content + _fields(kind, audit)))
             known = (audit, wanted)
             self._audits[id(audit), test] = known
         return known[1]
 
 
+def _content(section: object, name: str) -> bytes:
+    """A section as stages see it."""
+    if not isinstance(section, BaseModel):
+        return f"{name}={section!r};".encode()
+    if name == "transfer":
+        content = section.model_dump(mode="json", exclude={"data": _UNSEEN | _TEST})
+    elif name == "test":
+        content = section.model_dump(mode="json", include=_TEST)
+    else:
+        content = section.model_dump(mode="json", exclude=_UNSEEN | (_TEST if name == "data" else set()))
+    return name.encode() + _sha(_written(content))
+
+
 def _stage(
     kind: Kind, content: bytes, parents: tuple[Key, ...], cell: Cell, seed: int, norm: ThreatNorm | None
 ) -> Stage:
-    hashed = _sha(b"%d|%s|" % (STAGE_SCHEMA, kind.encode()) + content)
+    hashed = _sha(_PREFIX[kind] + content)
     return Stage((kind, hashed[:8].hex()), hashed, parents, cell, seed, norm)
+
+
+_encoder = json.JSONEncoder(sort_keys=True)
+
+
+def _written(content: Mapping[str, Any]) -> bytes:
+    return _encoder.encode(content).encode()
 
 
 def _sha(content: bytes) -> bytes:
@@ -217,7 +235,7 @@ def _sha(content: bytes) -> bytes:
 
 def _fields(kind: Kind, audit: AuditConfig) -> bytes:
     fields = {field: _plain(getattr(audit, field)) for field in _AUDIT[kind]}
-    return json.dumps(fields, sort_keys=True).encode()
+    return _written(fields)
 
 
 def _threat(kind: Kind, threat: ThreatConfig) -> dict[str, Any]:

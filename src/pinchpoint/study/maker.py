@@ -34,7 +34,7 @@ class Maker:
     def __init__(self, base: Mapping[str, Any]) -> None:
         self.base = base
         self._sections: dict[tuple[str, str], Any] = {}
-        self._plain: dict[str, Any] = {}
+        self._alike: dict[tuple[str, ...], Cell] = {}
 
     def cell(self, overrides: Mapping[str, Any], where: str) -> Cell:
         """``base`` with dotted paths overridden, validated.
@@ -48,10 +48,12 @@ class Maker:
         if not (mine.keys() | self.base.keys()) <= _FIELDS:
             return self._slowly(overrides, where)
         try:
-            for name in _PARTS.keys() - self._plain.keys() - mine.keys():
-                self._plain[name] = self._section(name, {}, where)
-            sections = self._plain | {name: self._section(name, own, where) for name, own in mine.items()}
-            made = Cell.model_construct(_FIELDS, **sections)
+            own = {name: self._section(name, paths, where) for name, paths in mine.items()}
+            pattern = self._alike.get(tuple(mine))
+            if pattern is None:
+                rest = {name: self._section(name, {}, where) for name in _PARTS.keys() - mine.keys()}
+                pattern = self._alike[tuple(mine)] = Cell.model_construct(set(), **rest, **own)
+            made = pattern.model_copy(update=own)
             made._fits()  # type: ignore[operator]
             made._whole()  # type: ignore[operator]
         except (PinchpointError, ValidationError, ValueError):

@@ -25,6 +25,9 @@ from pinchpoint.study.cell import Cell, PruneConfig, QuantizeConfig, RescaleConf
 from pinchpoint.study.graph import Stage
 from pinchpoint.workshop import Tuning, machine, versions
 
+_CHECKED = 1000
+"""Validation samples on which a model is judged before and after it is made smaller: the stage knows of no audit."""
+
 
 def train(stage: Stage, data: AnyDataset, device: torch.device, folder: Path) -> Training:
     """A recipe's model, from its first weights."""
@@ -52,7 +55,7 @@ def compress(stage: Stage, model: nn.Module, data: AnyDataset, device: torch.dev
     """A smaller model (or a control), fine-tuned where that is asked for."""
     cell, asked = stage.cell, stage.cell.compress
     assert asked is not None
-    x, y = (tensor.to(device) for tensor in data.test.tensors(cell.audit.samples))
+    x, y = (tensor.to(device) for tensor in data.validation.tensors(_CHECKED))
     tune = getattr(asked, "tune", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.seed)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Member
 from pinchpoint.study.cell import Cell
-from pinchpoint.study.config import StudyConfig
+from pinchpoint.study.config import StudyConfig, no_collecting
 from pinchpoint.study.graph import MODELS, Hasher, Key, Stage, run_id
 
 
@@ -64,7 +62,7 @@ def plan(config: StudyConfig) -> Plan:
     Raises:
         ConfigError: where two stages would be kept under one id.
     """
-    with _no_collecting():
+    with no_collecting():
         return _plan(config)
 
 
@@ -89,16 +87,3 @@ def _plan(config: StudyConfig) -> Plan:
                 tasks[run] = Task(run, cell, seed, tuple(stage.key for stage in mine), [])
             tasks[run].members.append(Member(family=family.name, level=level, label=label, seed=seed, run=run))
     return Plan(list(tasks.values()), stages)
-
-
-@contextmanager
-def _no_collecting() -> Iterator[None]:
-    """A million small objects that all stay: looking for garbage among them takes longer than making them."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
