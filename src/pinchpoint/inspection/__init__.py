@@ -1,0 +1,1 @@
+"""One model looked at: measured, bounded, attacked, explained, and what to do about it."""

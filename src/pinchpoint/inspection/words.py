@@ -1,0 +1,90 @@
+"""The verdict in three sentences: how compressible, how robust, which layers pinch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
+
+_NORMS = {"linf": "l_inf", "l2": "l_2", "l1": "l_1"}
+_LEVEL = 0.05
+
+
+def verdict(clean: Share, threats: Sequence[ThreatReport], profile: Profile, points: Sequence[PinchPoint]) -> list[str]:
+    """Three sentences for somebody who has not read the paper."""
+    return [_compressible(profile), _robust(clean, threats), pinched(points)]
+
+
+def _compressible(profile: Profile) -> str:
+    if not profile.layers:
+        return "No layer could be measured."
+    share = round(100 * profile.layers[0].spectral.k / max(1, profile.layers[0].spectral.n))
+    how = "strongly" if profile.spectral > 0.8 else "moderately" if profile.spectral > 0.5 else "hardly"
+    return (
+        f"The network is {how} compressible: on average over its layers, the largest {share} % of the singular values hold "
+        f"{profile.spectral:.0%} of their energy, and the largest {share} % of the neurons {profile.neuron:.0%} of theirs."
+    )
+
+
+def _robust(clean: Share, threats: Sequence[ThreatReport]) -> str:
+    parts = [f"{_percent(threat.robust)} under {_NORMS[threat.norm]} {_budget(threat.eps)}" for threat in threats]
+    left = f"; attacks leave {' and '.join(parts)}" if parts else ""
+    certain = [
+        f"{threat.certified.value:.0%} ({_NORMS[threat.norm]})"
+        for threat in threats
+        if threat.certified is not None and threat.certified.count > 0
+    ]
+    sure = f", of which {' and '.join(certain)} are certain" if certain else ""
+    return f"It is right on {_percent(clean)} of {clean.of} samples{left}{sure}."
+
+
+def pinched(points: Sequence[PinchPoint]) -> str:
+    """Which layers pinch, and by how much."""
+    if not points:
+        return "Which layers pinch could not be measured."
+    first = [point for point in points if point.share >= 0.5 * points[0].share][:3]
+    names = _joined([point.layer for point in first])
+    total = sum(point.share for point in first)
+    verb = "pinches" if len(first) == 1 else "pinch"
+    return (
+        f"{names} {verb}: {total:.0%} of what attacks gain over random noise on their way through the network is gained "
+        "there."
+    )
+
+
+def compared(comparison_rows: Sequence[Paired], first: str, second: str) -> list[str]:
+    """What changed, and whether it is more than chance."""
+    said = []
+    for row in comparison_rows:
+        where = "" if row.norm is None or row.eps is None else f" under {_NORMS[row.norm]} {_budget(row.eps)}"
+        what = row.metric.replace("_", " ")
+        if row.p_value < _LEVEL:
+            way = "higher" if row.difference > 0 else "lower"
+            said.append(
+                f"{what.capitalize()}{where} is {abs(row.difference):.1%} {way} in {second} than in {first} "
+                f"(95 % interval {row.low:+.1%} to {row.high:+.1%}, p = {row.p_value:.2g})."
+            )
+        else:
+            said.append(
+                f"{what.capitalize()}{where}: no difference beyond chance ({row.difference:+.1%}, 95 % interval "
+                f"{row.low:+.1%} to {row.high:+.1%}, p = {row.p_value:.2g})."
+            )
+    return said
+
+
+def comparison(first: str, second: str, rows: list[Paired]) -> Comparison:
+    """The record, with its sentences."""
+    return Comparison(first=first, second=second, rows=rows, said=compared(rows, first, second))
+
+
+def _percent(one: Share) -> str:
+    return f"{one.value:.1%} ({one.low:.0%} to {one.high:.0%})"
+
+
+def _budget(eps: float) -> str:
+    pixels = eps * 255
+    return f"{round(pixels)}/255" if pixels >= 0.5 and abs(pixels - round(pixels)) < 1e-6 and eps < 0.3 else f"{eps:g}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
