@@ -249,7 +249,7 @@ def contest(setting: Grid, folder: Path) -> tuple[dict[str, float], dict[str, An
 
 def main() -> None:
     """A study file and a store, an engine and its workers: done, and summarised."""
-    from pinchpoint.cli.study import engine_of
+    from pinchpoint.cli.running import engine_of
     from pinchpoint.study import Store, gather, read, run
 
     file, folder, engine, workers = sys.argv[1:]

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import fsspec
 import polars
 import pytest
 import yaml
@@ -107,8 +108,40 @@ def test_gc_keeps_what_any_scale_needs(made, tmp_path):
     assert re.search(r"^ train +2 ", said, re.MULTILINE)
 
 
+def test_gc_looks_where_a_study_lies_unless_told(made, tmp_path, monkeypatch):
+    shutil.copytree(made / "store", tmp_path / "runs" / "mini")
+    monkeypatch.chdir(tmp_path)
+    assert pinch("study", "gc", made / "mini.yaml").out == "Every stage in runs/mini is needed.\n"
+    text = "the store of several studies must be named, but got demo, mini; name it with --store."
+    assert pinch("study", "gc", made / "mini.yaml", "demo").error == text
+
+
+def test_export_and_gc_take_addresses(made):
+    files = fsspec.filesystem("memory")
+    files.put(str(made / "store" / "stages"), "/commands/stages", recursive=True)
+    said = pinch(
+        "study", "export", made / "mini.yaml", "--store", "memory://commands", "--out", "memory://out/rows.csv"
+    )
+    assert (said.status, said.out) == (0, "2 rows: memory://out/rows.csv\n")
+    assert files.cat("/out/rows.csv").startswith(b"study,run,family,")
+    said = pinch("study", "gc", made / "mini.yaml", "--store", "memory://commands")
+    assert said.out == "Every stage in memory://commands is needed.\n"
+    document = json.loads(pinch("study", "gc", "demo", "--store", "memory://commands", "--delete", "--json").out)
+    assert (document["store"], document["kinds"]["train"]["stages"]) == ("memory://commands", 2)
+    assert files.find("/commands/stages") == []
+
+
+def test_a_study_that_is_neither_a_file_nor_ours_is_one_sentence():
+    for command in (("export", "--out", "rows.csv"), ("gc",)):
+        error = pinch("study", command[0], "dmeo", *command[1:]).error
+        rule = (
+            "a study must be a file, or the name of one that comes with the package, but got dmeo; use one of: access, "
+        )
+        assert error.startswith(rule)
+
+
 def test_gc_of_what_is_no_store_is_one_sentence(made):
-    text = f"there must be a store, but got no stages in {made / 'notes'}; name its folder with --out."
+    text = f"there must be a store, but got no stages in {made / 'notes'}; name its place with --store."
     assert pinch("study", "gc", made / "mini.yaml", "--out", made / "notes", "--delete").error == text
 
 

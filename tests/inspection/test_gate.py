@@ -32,7 +32,9 @@ def test_as_python_reads_it(text: str) -> None:
     check(text)
 
 
-@pytest.mark.parametrize(("text", "value"), [("x < 30%", True), ("x<1/5", False), ("x == 25 %", True), ("x >= 1/4", True)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("x < 30%", True), ("x<1/5", False), ("x == 25 %", True), ("x >= 1/4", True)]
+)
 def test_percent_and_fractions(text: str, value: bool) -> None:
     assert holds(text, {"x": 0.25}) is value
 
@@ -56,10 +58,14 @@ def test_percent_and_fractions(text: str, value: bool) -> None:
 )
 def test_what_is_no_condition(text: str, token: str) -> None:
     remedy = 'write for example "robust_accuracy < 0.3".'
-    with refused(ConfigError, f"a condition compares numbers, joined by and, or, not, but got {token} in {text!r}; {remedy}"):
+    with refused(
+        ConfigError, f"a condition compares numbers, joined by and, or, not, but got {token} in {text!r}; {remedy}"
+    ):
         check(text)
 
 
 def test_a_number_that_was_not_measured() -> None:
-    with refused(ConfigError, "a condition names what was measured, but got robust_acuracy; perhaps robust_accuracy is meant."):
+    with refused(
+        ConfigError, "a condition names what was measured, but got robust_acuracy; perhaps robust_accuracy is meant."
+    ):
         holds("robust_acuracy < 1", NAMES)

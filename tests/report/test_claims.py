@@ -68,6 +68,8 @@ def test_effects_intervals_and_chances_in_words(judged: Summary, claims: list[Cl
     assert (curve[2].effect.text, curve[2].interval, curve[2].corrected.text) == ("–", "", "–")
     assert [row.budget for row in (trend[0], curve[1], contrast[0])] == ["", "ℓ₂, ε = 0.171", "ℓ∞, ε = 0.08"]
     assert claims[1].ruled == "supported at 0; opposite at 0.171; undecided at 0.343, 0.514, 0.686, 0.857, 1.03, 1.2"
+    free = judged.model_copy(update={"verdicts": [gap.model_copy(update={"eps": None})]})
+    assert claim_groups(free)[0].rows[0].budget == "ℓ∞", "a Lipschitz constant has no budget"
     share = judged.verdicts[0].model_copy(update={"unit": "share", "effect": -0.1234})
     row = claim_groups(judged.model_copy(update={"verdicts": [share]}))[0].rows[0]
     assert (row.effect.text, row.interval) == ("-12.3 points", "-100.0 to -100.0 (75%)")

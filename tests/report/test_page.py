@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -136,6 +137,27 @@ def test_pictures_of_the_first_seed_that_has_both_ends(factory: ModuleType) -> N
     one = summary.model_copy(update={"members": [item for item in summary.members if item.level == 1]})
     alone = [choice for choice in data_of(page.render(one, runs))["choices"] if choice["exhibit"] == "decisions"]
     assert [len(choice["panels"]) for choice in alone] == [2, 2]
+
+
+def test_both_ends_show_the_same_sample_whatever_the_order_and_a_seed_that_has_one_comes_first(
+    factory: ModuleType,
+) -> None:
+    summary, runs = factory.study(families=1, norms=["l2"])
+    ends = {item.run: (item.level, item.seed) for item in summary.members}
+    samples = {(0, 0): [3], (3, 0): [7], (0, 1): [5, 9], (3, 1): [9, 5]}  # by level and seed
+    drawn = []
+    for run in runs:
+        wanted = samples.get(ends[run.id], [])
+        made = [factory.pictures("l2", number, random.Random(0)) for number in wanted]
+        planes = [plane for one in made for plane in one.planes if plane.sample != 99]
+        pictures = [made[0].model_copy(update={"planes": planes})] if made else []
+        drawn.append(run.model_copy(update={"audit": run.audit.model_copy(update={"pictures": pictures})}))
+    (choice,) = [one for one in data_of(page.render(summary, drawn))["choices"] if one["exhibit"] == "decisions"]
+    assert {panel["title"].split(": ")[0] for panel in choice["panels"]} == {
+        "Level none, seed 1", "Level 1e-2, seed 1"
+    }  # fmt: skip
+    titles = [panel["figure"]["layout"]["annotations"][0]["text"] for panel in choice["panels"]]
+    assert [title.split(":")[0] for title in titles] == ["<b>sample 5"] * 4
 
 
 def test_more_pictures_than_a_page_can_hold_are_cut_and_it_says_so(

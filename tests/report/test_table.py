@@ -86,6 +86,30 @@ def test_correlations_are_those_of_the_main_budget(material: Material) -> None:
     assert len(robust["cells"][0]["seeds"]) == 3
 
 
+def test_recalls_stand_beside_the_accuracy_without_attack(study: Study) -> None:
+    summary, runs = study
+    key, rows = "recall_text_to_image_5", [dict(row) for row in summary.models]
+    for place, row in enumerate(rows):
+        row[key] = place / 100
+    first = summary.families[0]
+    rho = first.correlations[0].model_copy(update={"metric": key, "norm": None, "eps": None, "rho": -0.75})
+    family = first.model_copy(update={"correlations": [rho]})
+    told = summary.model_copy(update={"models": rows, "families": [family, *summary.families[1:]]})
+    material = gather(told, runs)
+    shown = groups(material)
+    assert [group.title for group in shown[:3]] == ["Compressibility", "No attack", "Recall"]
+    assert [(column.key, column.head, column.starts_group) for column in shown[2].columns] == [
+        (key, "text to image, k = 5", True)
+    ]
+    assert shown[2].columns[0].term.name == "Recall, text to image, k = 5"
+    place = [column.key for group in shown for column in group.columns].index(key)
+    assert [row["cells"][place].value for row in model_rows(material)] == [
+        item.row[key] for placed in material.placed.values() for item in placed
+    ]
+    (row,) = [row for row in correlation_rows(material) if row["term"].name == "Recall, text to image, k = 5"]
+    assert (row["span"], [cell["rho"] for cell in row["cells"]]) == (2, [-0.75, None, None])
+
+
 def test_a_correlation_that_is_not_on_record_leaves_its_cell_empty(factory: ModuleType) -> None:
     summary, runs = factory.study()
     first = summary.families[0].model_copy(update={"correlations": []})

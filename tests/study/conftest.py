@@ -74,3 +74,15 @@ def numbers() -> Callable[[Any], Any]:
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     return strip
+
+
+@pytest.fixture
+def record(finished) -> StageRecord:
+    """One of the tiny study's records."""
+    return next(iter(finished.records.values()))
+
+
+@pytest.fixture
+def key(finished) -> Key:
+    """Its stage's."""
+    return next(iter(finished.records))

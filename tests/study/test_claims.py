@@ -160,6 +160,13 @@ def test_trend_that_every_seed_shows_decides(slope, ruling):
     assert turned.ruling == ({"supported", "opposite"} - {ruling}).pop()
 
 
+def test_a_lipschitz_bound_has_a_norm_and_no_budget():
+    measured = [row | {"lipschitz_linf": 2.0 + row["level"]} for row in rows(-0.1)]
+    verdict = one(trend(metric="lipschitz", expected="rises"), measured)
+    assert (verdict.ruling, verdict.norm, verdict.eps) == ("supported", "linf", None)
+    assert verdict.sentence.startswith("Supported: the Lipschitz bound in linf rises with compressibility in rank (")
+
+
 def test_trend_in_words():
     assert one(trend(), rows(-0.1)).sentence == (
         "Supported: robust accuracy under linf 0.1 falls with compressibility in rank (Spearman -1.00 over 3 seeds, "

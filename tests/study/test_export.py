@@ -7,13 +7,14 @@ import json
 import math
 
 import duckdb
+import fsspec
 import polars
 import pytest
 
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.study import Store
-from pinchpoint.study.export import rows_of, write
+from pinchpoint.study.export import rows_of, send, write
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,22 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="must be writable, but got Is a directory"):
         write([{"a": 1}], tmp_path / "rows.csv")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["rows.csv", "rows.jsonl"]
+
+
+def test_rows_go_to_an_address_too(rows, monkeypatch):
+    send(rows, "memory://exported/rows.parquet")
+    files = fsspec.filesystem("memory")
+    assert polars.read_parquet(files.cat("/exported/rows.parquet")).to_dicts() == rows
+    with refused(ConfigError, "an address must say where, but got s3://; name a place, such as s3://bucket/prefix."):
+        send(rows, "s3://")
+
+    def full(self, *_):
+        raise RuntimeError("no room\nleft")
+
+    monkeypatch.setattr(type(files), "put_file", full)
+    remedy = "check the address, the network and your credentials."
+    with refused(StoreError, f"memory://full/rows.csv must be writable, but got no room left; {remedy}"):
+        send(rows, "memory://full/rows.csv")
 
 
 def test_mistakes_are_one_sentence(tmp_path, tiny):

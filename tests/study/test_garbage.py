@@ -107,7 +107,7 @@ def test_a_store_with_unknown_files_is_left_alone(store, smaller, foreign):
     seen = path if path.name == "notes.txt" else store.root / "failed" / "unknown"
     text = (
         f"a store that is cleaned must hold stages and nothing else, but got {seen}; move it elsewhere, or name the "
-        "store's own folder with --out."
+        "store's own place with --store."
     )
     with refused(StoreError, text):
         find(store, needed([smaller]))
@@ -123,11 +123,21 @@ def test_a_stage_with_a_file_of_somebody_elses_is_left_alone(store, tiny, smalle
 
 def test_a_folder_that_is_no_store_is_one_sentence(tmp_path, tiny):
     (tmp_path / "holiday.jpg").write_text("sea")
-    with refused(StoreError, f"there must be a store, but got no stages in {tmp_path}; name its folder with --out."):
+    with refused(StoreError, f"there must be a store, but got no stages in {tmp_path}; name its place with --store."):
         find(Store(tmp_path), needed([tiny]))
 
 
-def test_a_store_at_an_address_is_not_cleaned(tiny):
-    rule = "a store that is cleaned must be a folder, but got memory://somewhere"
-    with refused(StoreError, f"{rule}; use what its service has for that."):
-        find(open_store("memory://somewhere"), needed([tiny]))
+def test_a_store_at_an_address_is_cleaned_likewise(store, tiny, smaller):
+    remote = open_store("memory://garbage")
+    remote._files.put(str(store.root / "stages"), "/garbage/stages", recursive=True)
+    assert find(remote, needed([tiny])) == Garbage({})
+    found = find(remote, needed([smaller]))
+    assert found == find(store, needed([smaller]))
+    delete(remote, found)
+    assert remote.finished() == set(plan(smaller).stages)
+    assert not any(name in path for path in remote.sizes("stages") for _, name in found.sizes)
+    remote._files.pipe_file("/garbage/stages/train/notes.txt", b"mine")
+    with pytest.raises(StoreError, match=r"but got memory://garbage/stages/train/notes\.txt; move it elsewhere"):
+        find(remote, needed([smaller]))
+    with refused(StoreError, "there must be a store, but got no stages in memory://none; name its place with --store."):
+        find(open_store("memory://none"), needed([tiny]))

@@ -1,6 +1,6 @@
 """Attacks: torch only, any device, one signature. They propose; ``pinchpoint.evaluate`` decides."""
 
-from pinchpoint.attack.apgd import apgd, targeted_apgd
+from pinchpoint.attack.apgd import apgd, apgd_to_the_end, targeted_apgd
 from pinchpoint.attack.deepfool import deepfool
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
@@ -29,6 +29,7 @@ __all__ = [
     "TargetedObjective",
     "Threat",
     "apgd",
+    "apgd_to_the_end",
     "apply_universal",
     "cross_entropy",
     "deepfool",

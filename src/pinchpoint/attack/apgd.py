@@ -14,6 +14,7 @@ of three and two times eps (Croce & Hein 2021, Algorithm 1 and section 4.3).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -77,27 +78,74 @@ def apgd(
     >>> model(x_adv).argmax(1).item()
     1
     """
+    best, fooling = _attack(model, x, y, threat, steps, restarts, objective, drop_fallen, seed)
+    return fooling if drop_fallen else best
+
+
+def apgd_to_the_end(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    objective: Objective = cross_entropy,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+    """What ``apgd`` returns without and with ``drop_fallen``, from one run: a search takes the same way in both until its
+    sample falls.
+
+    Args:
+        model, x, y, threat, steps, restarts, objective, seed: as in ``apgd``.
+
+    Returns:
+        For every sample the point with the largest objective; and a misclassified point of the threat where one was met,
+        else the same.
+
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> _ = model.weight.data.copy_(torch.eye(2))
+    >>> x, y, threat = torch.tensor([[0.6, 0.4]]), torch.tensor([0]), Threat("l2", 0.2)
+    >>> best, fooling = apgd_to_the_end(model, x, y, threat, steps=10)
+    >>> torch.equal(fooling, apgd(model, x, y, threat, steps=10)), model(best).argmax(1).item()
+    (True, 1)
+    """
+    return _attack(model, x, y, threat, steps, restarts, objective, False, seed)
+
+
+def _attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    steps: int,
+    restarts: int,
+    objective: Objective,
+    drop_fallen: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Points with the largest objective (with ``drop_fallen`` where the sample stands); points that fool, else the same."""
     check_steps(steps, restarts)
     with attacking(model, seed, x.device):
         logits = check_inputs(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)
         best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
-        fallen = fooled(logits, y)
+        fooling, fallen = best.clone(), fooled(logits, y)
         for _ in range(restarts):
             start = threat.random_start(x, generator)
-            rows = ~fallen if drop_fallen else torch.ones_like(fallen)
-            if not bool(rows.any()):
+            rows = torch.nonzero(~fallen if drop_fallen else torch.ones_like(fallen)).squeeze(1)
+            if len(rows) == 0:
                 break
-            index = torch.nonzero(rows).squeeze(1)
-            found, values, wrong = _run(
+            found = _run(
                 model, x[rows], y[rows], start[rows], threat, steps, lambda _: objective, drop_fallen=drop_fallen
             )
-            take = values > best_value[index]
-            if drop_fallen:
-                take |= wrong
-            best[index[take]], best_value[index[take]] = found[take], values[take]
-            fallen[index[wrong]] = True
-        return best
+            take = found.value > best_value[rows]
+            best[rows[take]], best_value[rows[take]] = found.best[take], found.value[take]
+            new = found.wrong & ~fallen[rows]
+            fooling[rows[new]], fallen[rows[new]] = found.fooling[new], True
+        standing = ~fallen
+        fooling[standing] = best[standing]
+        return best, fooling
 
 
 def targeted_apgd(
@@ -150,12 +198,24 @@ def targeted_apgd(
             def towards(index: Tensor) -> Objective:
                 return lambda logits, labels: objective(logits, labels, target[index])
 
-            found, values, wrong = _run(model, x[pairs], y[pairs], start, threat, steps, towards, sample=sample)
-            return found, values.masked_fill(wrong, torch.inf)
+            found = _run(model, x[pairs], y[pairs], start, threat, steps, towards, sample=sample)
+            points = torch.where(found.wrong.reshape(-1, *(1,) * (x.ndim - 1)), found.fooling, found.best)
+            return points, found.value.masked_fill(found.wrong, torch.inf)
 
         for _ in range(restarts):
             attack_pairs(attack, ranked.shape[1], batch_size, best, score, fallen)
         return best
+
+
+class _Found(NamedTuple):
+    """What a run came to: the points with the largest objective, that objective, which rows were misclassified at some
+    point of the run, and the first such points. Of a row that left the batch the first two are those of its start; of one
+    that was never misclassified, the last."""
+
+    best: Tensor
+    value: Tensor
+    wrong: Tensor
+    fooling: Tensor
 
 
 def _run(
@@ -169,9 +229,8 @@ def _run(
     *,
     drop_fallen: bool = True,
     sample: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One restart, in l1 after runs in wider balls. Returns the points chosen, their objective, and which are misclassified
-    (with ``drop_fallen``; else which were at some point of the run).
+) -> _Found:
+    """One restart, in l1 after runs in wider balls.
 
     ``objective_of`` gives the objective of the rows it is told; rows with the same ``sample`` leave together.
     """
@@ -182,7 +241,7 @@ def _run(
         wider, spent = Threat(threat.norm, factor * threat.eps, threat.box), int(share * steps)
         if spent > 0:
             start = wider.project(start, x)
-            start, _, _ = _climb(model, x, y, start, wider, spent, objective_of, False, sample)
+            start = _climb(model, x, y, start, wider, spent, objective_of, False, sample).best
             left -= spent
     return _climb(model, x, y, threat.project(start, x), threat, left, objective_of, drop_fallen, sample)
 
@@ -197,12 +256,12 @@ def _climb(
     objective_of: Callable[[Tensor], Objective],
     drop_fallen: bool,
     sample: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> _Found:
     """One run in one ball."""
     everyone = torch.arange(len(x), device=x.device)
     values, gradient, logits = value_and_gradient(model, start, y, objective_of(everyone))
     wrong = fooled(logits, y)
-    found, found_value, found_wrong = start.clone(), values.clone(), wrong.clone()
+    found = _Found(start.clone(), values.clone(), wrong.clone(), start.clone())
     state = begin(x, y, start, values, gradient, sample, threat)
     beaten = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # by sample
     beaten[sample[wrong]] = True
@@ -223,7 +282,7 @@ def _climb(
         new = torch.nonzero(wrong & ~state.fallen).squeeze(1)
         if len(new) > 0:
             rows = state.index[new]
-            found[rows], found_value[rows], found_wrong[rows] = state.adv[new], values[new], True
+            found.fooling[rows], found.wrong[rows] = state.adv[new], True
             beaten[state.sample[new]] = True
             state.fallen = beaten[state.sample]
         state.rises = state.rises + (values > state.value)
@@ -235,8 +294,5 @@ def _climb(
             else:
                 reconsider_step(state, iteration - window_start)
             window_start = iteration
-    # rows still in the batch: the point with the largest objective, unless they fell and only that counts
-    last = ~state.fallen if drop_fallen else torch.ones_like(state.fallen)
-    rows = state.index[last]
-    found[rows], found_value[rows] = state.best[last], state.best_value[last]
-    return found, found_value, found_wrong
+    found.best[state.index], found.value[state.index] = state.best, state.best_value
+    return found

@@ -30,6 +30,7 @@ from pinchpoint.evaluate import (
     cross_entropy_loss,
     default_attacks,
     logits_of,
+    loss_and_examples,
     robust_accuracy,
     robust_curve,
     universal_accuracy,
@@ -125,16 +126,15 @@ def attack(
 ) -> tuple[Judged, Tensor]:
     """Verdicts at the judged budget and along the curve, and losses; and the worst points found."""
     clean_loss = float(cross_entropy_loss(model, x, y).mean())
-    losses, where = adversarial_loss(model, x, y, threat.threat(), steps=config.steps, seed=seed)
+    losses, where, known = loss_and_examples(model, x, y, threat.threat(), steps=config.steps, seed=seed)
     budgets = sorted({*threat.curve, threat.eps})
     quick = default_attacks(model, x, steps=config.curve_steps, seed=seed)
     thorough = default_attacks(model, x, steps=config.steps, seed=seed)
+    del thorough["apgd-ce"]  # which would go the way of the search for the loss once more
     below = robust_curve(model, x, y, [threat.threat(eps) for eps in budgets if eps < threat.eps], attacks=quick)
-    # what a smaller budget found holds here too, and so does what raised the loss most
-    known = where
-    if below:
+    if below:  # what a smaller budget found holds here too
         fell = below[-1].fallen.reshape(-1, *(1,) * (x.ndim - 1))
-        known = torch.where(fell, below[-1].adversarial, where)
+        known = torch.where(fell, below[-1].adversarial, known)
     judged = robust_accuracy(model, x, y, threat.threat(), attacks=thorough, known=known)
     above = robust_curve(
         model, x, y, [threat.threat(eps) for eps in budgets if eps > threat.eps], attacks=quick, known=judged

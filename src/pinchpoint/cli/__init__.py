@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -11,7 +12,7 @@ from rich.text import Text
 import pinchpoint
 from pinchpoint.cli import attack, compress, reproduce, store, study, train, weights
 from pinchpoint.cli.options import err, out
-from pinchpoint.errors import PinchpointError
+from pinchpoint.errors import ConfigError, PinchpointError
 
 __all__ = ["app", "err", "main", "out"]
 
@@ -51,10 +52,21 @@ def _main(
         raise typer.Exit
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for options, values and commands that it cannot take."""
+
+
 def main() -> None:
-    """Entry point: errors of the family become one sentence and exit status 2."""
+    """Entry point: errors of the family, and of the command line itself, become one sentence and exit status 2."""
     try:
-        app()
+        sys.exit(app(prog_name="pinchpoint", standalone_mode=False))
     except PinchpointError as error:
-        err.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
-        sys.exit(2)
+        said = error
+    except _UsageError as error:
+        rule = error.format_message().strip().rstrip(".")
+        if not rule:  # a command that was named alone has shown its help
+            sys.exit(2)
+        command = "pinchpoint" if error.ctx is None else error.ctx.command_path
+        said = ConfigError(rule, shlex.join(["pinchpoint", *sys.argv[1:]]), f"see {command} --help")
+    err.print(Text.assemble(("error:", "bold red"), f" {said}"), soft_wrap=True)
+    sys.exit(2)

@@ -23,7 +23,7 @@ def attack(
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once.  [default: linf:8/255]"
+            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]"
         ),
     ] = None,
     attack: Annotated[str, typer.Option(help="standard, quick, apgd, pgd, fgsm, square or universal.")] = "standard",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes that run models side by side.  [default: one a core, four at most]")
+    int | None,
+    typer.Option(min=1, help="Processes that run models side by side. \\[default: one a core, four at most]"),
 ]
 Model = Annotated[
     str,
@@ -38,6 +39,51 @@ ImageSize = Annotated[
         min=1, help="Of data in image files: resized, and cut to the middle square of this side.", show_default=False
     ),
 ]
+
+
+def place(text: str) -> str:
+    """A folder or an address as it is written; an empty one, as of a shell variable that is not set, is refused."""
+    if not text.strip():
+        raise typer.BadParameter("a folder or address must be named")
+    return text
+
+
+def folder(text: str | Path) -> Path:
+    """A folder, likewise."""
+    return Path(place(str(text)))
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Values to replace, e.g. train.epochs=5 or seeds=[0].", show_default=False
+    ),
+]
+Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. quick.", show_default=False)]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", parser=folder, metavar="FOLDER", help="For stages and report. \\[default: runs/STUDY]"),
+]
+StoreAt = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        parser=place,
+        metavar="PLACE",
+        help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX. \\[default: that of --out]",
+    ),
+]
+EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster: auto, or HOST:PORT; this machine where left out.")
+]
+Mirrors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror", help="Show runs there too: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT.", show_default=False
+    ),
+]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
 File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
 
 out = Console(markup=False, emoji=False, highlight=False)  # labels and paths are shown as they are

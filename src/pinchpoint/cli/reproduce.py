@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +13,12 @@ import typer
 from rich import box
 from rich.table import Table
 
-from pinchpoint.cli.options import Json, Workers, err, out
-from pinchpoint.cli.study import Address, EngineName, Retry, engine_of, run_study
+from pinchpoint.cli.options import Address, EngineName, Json, Mirrors, Retry, Workers, err, folder, out, place
+from pinchpoint.cli.running import engine_of, run_study
 
 if TYPE_CHECKING:
     from pinchpoint.report.results import Entry
-    from pinchpoint.study import Store
+    from pinchpoint.study import Key, Store, StudyConfig
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="NAME", help="Experiments; all: every one.", show_default=False)
@@ -26,9 +29,18 @@ def reproduce(
     names: Names = None,
     list_them: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
     scale: Annotated[str, typer.Option(help="quick: minutes on two cores. paper: the original sizes.")] = "quick",
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the store and a folder for each.")] = Path(
-        "runs/reproduce"
-    ),
+    out_dir: Annotated[
+        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="Has the store, and a folder for each.")
+    ] = Path("runs/reproduce"),
+    store_at: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            parser=place,
+            metavar="PLACE",
+            help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX. \\[default: store in --out]",
+        ),
+    ] = None,
     page: Annotated[
         Path | None,
         typer.Option(help="Write what was found, of all that is finished at this scale, to this Markdown file."),
@@ -36,6 +48,7 @@ def reproduce(
     workers: Workers = None,
     engine: EngineName = "local",
     address: Address = None,
+    mirror: Mirrors = None,
     retry_failed: Retry = False,
     as_json: Json = False,
 ) -> None:
@@ -46,18 +59,22 @@ def reproduce(
     from pinchpoint.errors import ConfigError
     from pinchpoint.study import catalogue
     from pinchpoint.study.catalogue import reproducible
+    from pinchpoint.study.mirrors import open_mirror
 
     known = reproducible()
+    wanted = _chosen(names or [], known)
+    configs = {name: catalogue(name, scale) for name in wanted or known}
     if list_them:
-        _show(known, scale, as_json)
+        _show(configs, scale, as_json)
         return
-    if not names and page is None:
+    if not wanted and page is None:
         raise ConfigError("reproduce needs the name of an experiment", "none", "see --list, or write all")
-    wanted = known if names == ["all"] else names or []
-    configs = {name: catalogue(name, scale) for name in wanted}
-    failed = 0
-    for name, config in configs.items():
-        if len(configs) > 1:
+    if page is not None:
+        _check_page(page)
+    store, mirrors, failed = store_at or out_dir / "store", [open_mirror(one) for one in mirror or []], 0
+    for name in wanted:
+        config = configs[name]
+        if len(wanted) > 1:
             err.print(f"{name}: {config.title}", soft_wrap=True)
         begun = time.monotonic()
         try:
@@ -66,30 +83,54 @@ def reproduce(
                 out_dir / f"{name}-{scale}",
                 engine_of(engine, workers, address),
                 as_json,
-                store_at=out_dir / "store",
+                store_at=store,
+                mirrors=mirrors,
                 retry_failed=retry_failed,
             )
         except typer.Exit as stop:
-            if stop.exit_code != 2 or len(configs) == 1:
+            if stop.exit_code != 2 or len(wanted) == 1:
                 raise
             failed += 1  # some of its runs; the other experiments go on
         finally:
             _add_time(out_dir / f"{name}-{scale}", time.monotonic() - begun)
     if page is not None:
-        _write_page(page, out_dir, scale, known)
+        _write_page(page, out_dir, store, scale, known)
     if failed:
         raise typer.Exit(2)
 
 
-def _show(known: list[str], scale: str, as_json: bool) -> None:
-    import json
+def _chosen(names: list[str], known: list[str]) -> list[str]:
+    """The experiments that are meant, each once.
 
-    from pinchpoint.study import catalogue, plan, scales
+    Raises:
+        ConfigError: for a name that none has.
+    """
+    from pinchpoint.errors import ConfigError
 
-    rows = []
-    for name in known:
-        config = catalogue(name, scale if scale in scales(name) else None)
-        rows.append((name, config.title, config.paper, len(plan(config).tasks)))
+    for name in names:
+        if name not in (*known, "all"):
+            raise ConfigError("an experiment must be known by name", name, f"use all, or of: {', '.join(known)}")
+    return known if "all" in names else list(dict.fromkeys(names))
+
+
+def _check_page(page: Path) -> None:
+    """Refuse what no page can be, before anything is run for it.
+
+    Raises:
+        ConfigError: where it is a folder, or the folder it would lie in is not there.
+    """
+    from pinchpoint.errors import ConfigError
+
+    if page.is_dir():
+        raise ConfigError("a page of results is a file", f"the folder {page}", "name a Markdown file in it")
+    if not page.parent.is_dir():
+        raise ConfigError("the folder of a page must be there", str(page.parent), "make it first, or correct the path")
+
+
+def _show(configs: Mapping[str, StudyConfig], scale: str, as_json: bool) -> None:
+    from pinchpoint.study import plan
+
+    rows = [(name, config.title, config.paper, len(plan(config).tasks)) for name, config in configs.items()]
     if as_json:
         typer.echo(json.dumps([dict(zip(("name", "title", "paper", "runs"), row, strict=True)) for row in rows]))
         return
@@ -106,9 +147,9 @@ _WALL = "wall_seconds"
 
 
 def _add_time(folder: Path, seconds: float) -> None:
-    """The wall time of an experiment, over all the calls it took."""
-    if folder.is_dir():
-        before = _time(folder) or 0.0
+    """The wall time of an experiment, over all the calls it took; not worth an error where it cannot be kept."""
+    before = _time(folder) or 0.0
+    with suppress(OSError):
         (folder / _WALL).write_text(f"{before + seconds:.1f}\n", encoding="utf-8")
 
 
@@ -119,22 +160,29 @@ def _time(folder: Path) -> float | None:
         return None
 
 
-def _write_page(page: Path, out_dir: Path, scale: str, known: list[str]) -> None:
+def _write_page(page: Path, out_dir: Path, store_at: str | Path, scale: str, known: list[str]) -> None:
     from pinchpoint.errors import StoreError
     from pinchpoint.report import results
-    from pinchpoint.study import Store
+    from pinchpoint.study import open_store
 
-    store = Store(out_dir / "store")
-    entries = [entry for name in known if (entry := _entry(name, scale, out_dir, store, page)) is not None]
+    store = open_store(store_at)
+    finished = store.finished()
+    entries = [entry for name in known if (entry := _entry(name, scale, out_dir, store, finished, page)) is not None]
     if not entries:
-        raise StoreError("a page of results needs a finished experiment", f"none in {out_dir}", "run one first")
+        raise StoreError("a page of results needs a finished experiment", f"none in {store}", "run one first")
     command = f"pinchpoint reproduce --scale {scale} --page {page}"
-    page.write_text(results.page(entries, command), encoding="utf-8")
+    _write_text(page, results.page(entries, command))
     typer.echo(f"page: {page}")
 
 
-def _entry(name: str, scale: str, out_dir: Path, store: Store, page: Path) -> Entry | None:
-    from pinchpoint.errors import StoreError
+def _write_text(path: Path, text: str) -> Path:
+    from pinchpoint.study.outputs import write_whole
+
+    return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _entry(name: str, scale: str, out_dir: Path, store: Store, finished: set[Key], page: Path) -> Entry | None:
+    """What came of an experiment, with its figures drawn; None where no run of it is finished."""
     from pinchpoint.report.plates import plates
     from pinchpoint.report.results import Entry
     from pinchpoint.study import catalogue, plan
@@ -143,16 +191,13 @@ def _entry(name: str, scale: str, out_dir: Path, store: Store, page: Path) -> En
 
     config = catalogue(name, scale)
     planned = plan(config)
-    try:
-        summary = summarise(config, planned, read_rows(config, planned, store))
-    except StoreError:  # nothing is finished
+    if len(planned.waiting(finished)) == len(planned.tasks):
         return None
+    summary = summarise(config, planned, read_rows(config, planned, store))
     figures = page.parent / "figures" / "results"
-    figures.mkdir(parents=True, exist_ok=True)
     paths = {}
     for family, svg in plates(summary).items():
-        path = figures / f"{name}-{family}.svg"
-        path.write_text(svg, encoding="utf-8")
+        path = _write_text(figures / f"{name}-{family}.svg", svg)
         paths[family] = path.relative_to(page.parent).as_posix()
     return Entry(
         name=name,

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pinchpoint.cli.options import Json, out
+from pinchpoint.cli.options import Json, folder, out, place
 
 if TYPE_CHECKING:
     from pinchpoint.study import StudyConfig
 
 StoreAt = Annotated[
     str | None,
-    typer.Option("--store", help="Where stages are kept.  [default: runs/STUDY]", show_default=False),
+    typer.Option(
+        "--store",
+        parser=place,
+        metavar="PLACE",
+        help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX. \\[default: runs/STUDY]",
+    ),
 ]
 Studies = Annotated[
     list[str],
@@ -27,8 +32,16 @@ Studies = Annotated[
 
 def export(
     studies: Studies,
-    out_file: Annotated[Path, typer.Option("--out", help="The file: .parquet, .csv or .jsonl.", show_default=False)],
-    store: StoreAt = None,
+    out_file: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            parser=place,
+            metavar="FILE",
+            help="The file, .parquet, .csv or .jsonl; or its address, e.g. s3://BUCKET/rows.csv.",
+        ),
+    ],
+    store_at: StoreAt = None,
     scale: Annotated[str | None, typer.Option(help="One of the files' scales.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,23 +50,35 @@ def export(
     The records of stages need no exporting: DuckDB and Polars read STORE/stages/KIND/*/record.parquet as they are.
     """
     from pinchpoint.study import open_store
-    from pinchpoint.study.export import check_suffix, rows_of, write
+    from pinchpoint.study.export import check_suffix, rows_of, send, write
 
     check_suffix(out_file)
     rows = []
     for name in studies:
         config = _study(name, scale)
-        rows += rows_of(config, open_store(store or Path("runs") / config.study))
-    write(rows, out_file)
+        rows += rows_of(config, open_store(store_at or Path("runs") / config.study))
+    if "://" in out_file:
+        send(rows, out_file)
+    else:
+        write(rows, Path(out_file))
     if as_json:
-        typer.echo(json.dumps({"file": str(out_file), "rows": len(rows)}))
+        typer.echo(json.dumps({"file": out_file, "rows": len(rows)}))
     else:
         typer.echo(f"{len(rows)} rows: {out_file}")
 
 
 def gc(
     studies: Studies,
-    folder: Annotated[str, typer.Option("--out", help="The store that is cleaned.", show_default=False)],
+    store_at: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            "--out",
+            parser=place,
+            metavar="PLACE",
+            help="The store that is cleaned: a folder, or e.g. s3://BUCKET/PREFIX. \\[default: runs/STUDY, for one study]",
+        ),
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; otherwise they are only shown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -61,20 +86,25 @@ def gc(
 
     Name every study that shares the store. What was made with KEY=VALUE on a command line belongs to none of them.
     """
+    from pinchpoint.errors import ConfigError
     from pinchpoint.study import garbage as rubbish
     from pinchpoint.study import open_store
     from pinchpoint.tables import garbage_table
 
-    store = open_store(folder)
-    found = rubbish.find(store, rubbish.needed(config for name in studies for config in _scales(name)))
+    configs = [config for name in studies for config in _scales(name)]
+    own = {config.study for config in configs}
+    if store_at is None and len(own) > 1:
+        raise ConfigError("the store of several studies must be named", ", ".join(sorted(own)), "name it with --store")
+    store = open_store(store_at or Path("runs") / own.pop())
+    found = rubbish.find(store, rubbish.needed(configs))
     if delete:
         rubbish.delete(store, found)
     if as_json:
         kinds = {kind: {"stages": count, "bytes": size} for kind, (count, size) in found.by_kind.items()}
-        typer.echo(json.dumps({"store": folder, "kinds": kinds, "deleted": delete}))
+        typer.echo(json.dumps({"store": str(store), "kinds": kinds, "deleted": delete}))
         return
     if not found.sizes:
-        typer.echo(f"Every stage in {folder} is needed.")
+        typer.echo(f"Every stage in {store} is needed.")
         return
     out.print(garbage_table(found.by_kind))
     typer.echo("Deleted." if delete else "Nothing was deleted; --delete does it.")
@@ -82,16 +112,17 @@ def gc(
 
 def schema(
     what: Annotated[str, typer.Argument(help="study or summary: which one to print.")] = "study",
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="Write study.json and summary.json here instead.", show_default=False)
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", parser=folder, metavar="FOLDER", help="Write study.json and summary.json here instead."),
     ] = None,
 ) -> None:
     """Print the JSON schema of study files, or of summary.json, for editors and other programs."""
     from pinchpoint.errors import ConfigError
     from pinchpoint.study import schema as schemas
 
-    if folder is not None:
-        for path in schemas.write(folder):
+    if out_dir is not None:
+        for path in schemas.write(out_dir):
             typer.echo(str(path))
         return
     if what not in schemas.SCHEMAS:
@@ -101,20 +132,35 @@ def schema(
 
 def _study(name: str, scale: str | None) -> StudyConfig:
     """A study file, or a study of the catalogue."""
-    from pinchpoint.study import catalogue, names, read
+    from pinchpoint.study import catalogue, read
 
-    if name in names() and not Path(name).exists():
-        return catalogue(name, scale)
-    return read(Path(name), scale=scale)
+    return catalogue(name, scale) if _is_ours(name) else read(Path(name), scale=scale)
 
 
 def _scales(name: str) -> list[StudyConfig]:
     """A study as it stands, and at each of its scales."""
     from pinchpoint.configfile import mapping, read_text
-    from pinchpoint.study import names, scales
+    from pinchpoint.study import scales
 
-    if name in names() and not Path(name).exists():
+    if _is_ours(name):
         known = scales(name)
     else:
         known = list(mapping(read_text(Path(name), "a study file"), name, "study").get("scales") or {})
     return [_study(name, scale) for scale in (None, *known)]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a study of the catalogue is meant.
+
+    Raises:
+        ConfigError: where neither that nor a file is.
+    """
+    from pinchpoint.errors import ConfigError
+    from pinchpoint.study import names
+
+    if Path(name).exists():
+        return False
+    if name not in names() and not Path(name).suffix:
+        rule = "a study must be a file, or the name of one that comes with the package"
+        raise ConfigError(rule, name, f"use one of: {', '.join(names())}")
+    return name in names()

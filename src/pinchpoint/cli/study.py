@@ -1,23 +1,33 @@
-"""``pinchpoint demo``, ``pinchpoint reproduce`` and ``pinchpoint study``: experiments as files."""
+"""``pinchpoint demo`` and ``pinchpoint study``: experiments as files."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 
-from pinchpoint.cli.options import File, Json, Workers, err, out
+from pinchpoint.cli.options import (
+    Address,
+    EngineName,
+    File,
+    Json,
+    Mirrors,
+    Out,
+    Overrides,
+    Retry,
+    Scale,
+    StoreAt,
+    Workers,
+    folder,
+    out,
+)
+from pinchpoint.cli.running import engine_of, run_study, write_report
 
 if TYPE_CHECKING:
-    from pinchpoint.study import Engine, Failure, Stage, Status, Store, StudyConfig
-    from pinchpoint.study.mirrors import Mirror
+    from pinchpoint.study import Status, Store, StudyConfig
 
 study_app = typer.Typer(
     no_args_is_help=True,
@@ -25,35 +35,11 @@ study_app = typer.Typer(
     validated whole before anything runs, and what is finished is never done again.""",
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Values to replace, e.g. train.epochs=5 or seeds=[0].", show_default=False
-    ),
-]
-Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. quick.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for stages and report.  [default: runs/STUDY]")]
-StoreAt = Annotated[
-    str | None,
-    typer.Option(
-        "--store", help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX.  [default: that of --out]"
-    ),
-]
-EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
-Address = Annotated[
-    str | None, typer.Option(help="Of the Ray cluster: auto, or HOST:PORT; this machine where left out.")
-]
-Mirrors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mirror", help="Show runs there too: tensorboard:FOLDER, mlflow:URI or wandb:PROJECT.", show_default=False
-    ),
-]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
-
 
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for stages and report.")] = Path("runs/demo"),
+    out_dir: Annotated[
+        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="For stages and report.")
+    ] = Path("runs/demo"),
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -182,90 +168,7 @@ def study_report(
     config = _read(file, values, scale)
     folder = out_dir or _folder(config)
     store = open_store(store_at or folder)
-    _report(config, store, folder, failures(config, store), as_json)
-
-
-def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
-    """The engine that was asked for.
-
-    Raises:
-        ConfigError: for a name that is unknown, or a package that is missing.
-    """
-    from pinchpoint.errors import ConfigError
-    from pinchpoint.study import Here, Processes, default_workers
-
-    if address is not None and name != "ray":
-        raise ConfigError("an address is that of a Ray cluster", f"--engine {name}", "add --engine ray")
-    if name == "local":
-        count = default_workers() if workers is None else workers
-        return Here() if count == 1 else Processes(count)
-    if name == "ray":
-        from pinchpoint.study.ray_engine import Ray
-
-        return Ray(address, workers)
-    if name == "slurm":
-        from pinchpoint.study.slurm import Slurm
-
-        return Slurm(workers)
-    raise ConfigError("an engine must be known by name", name, "use local, ray or slurm")
-
-
-def run_study(
-    config: StudyConfig,
-    folder: Path,
-    engine: Engine,
-    as_json: bool,
-    *,
-    store_at: str | Path | None = None,
-    mirrors: Sequence[Mirror] = (),
-    retry_failed: bool = False,
-) -> None:
-    """Do what is missing, with a bar, and write the report.
-
-    Args:
-        config: the study.
-        folder: for summary and report.
-        engine: who does it.
-        as_json: print the summary as JSON.
-        store_at: where stages are kept; ``folder`` where None.
-        mirrors: where runs are shown too.
-        retry_failed: forget failures first.
-    """
-    from pinchpoint.study import open_store, plan, run
-    from pinchpoint.study.mirrors import mirrored
-    from pinchpoint.study.outputs import belongs_to
-
-    store = open_store(store_at or folder)
-    belongs_to(folder, config.study)
-    planned = plan(config)
-    before = len(store.finished() & planned.stages.keys())
-    try:
-        with (
-            _progress(config.study, len(planned.stages), before) as bar,
-            mirrored(bar, config, planned, store, mirrors, _warn) as watcher,
-        ):
-            failed = run(config, store, watcher=watcher, engine=engine, retry_failed=retry_failed)
-    except KeyboardInterrupt:
-        finished = store.finished()
-        kept, whole = len(finished & planned.stages.keys()), len(planned.tasks) - len(planned.waiting(finished))
-        err.print(
-            f"Interrupted: {kept} of {len(planned.stages)} stages ({whole} of {len(planned.tasks)} runs) are kept in "
-            f"{store}. The same command goes on from there.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
-    if len(failed) < len(planned.tasks):
-        _report(config, store, folder, failed, as_json)
-    if failed:
-        err.print(
-            f"{len(failed)} of {len(planned.tasks)} runs failed; the first: {failed[0].label}: {failed[0].reason}",
-            soft_wrap=True,
-        )
-        raise typer.Exit(2)
-
-
-def _warn(text: str) -> None:
-    err.print(text, soft_wrap=True)
+    write_report(config, store, folder, failures(config, store), as_json)
 
 
 def _read(file: Path, values: list[str] | None, scale: str | None) -> StudyConfig:
@@ -303,56 +206,3 @@ def _show_status(config: StudyConfig, store: Store, now: Status) -> None:
         typer.echo(f"  waiting: {label}")
     if len(now.waiting) > 10:
         typer.echo(f"  and {len(now.waiting) - 10} more")
-
-
-def _report(config: StudyConfig, store: Store, folder: Path, failed: list[Failure], as_json: bool) -> None:
-    from pinchpoint.report.page import write
-    from pinchpoint.study import gather
-    from pinchpoint.tables import legend, summary_tables
-
-    summary, runs = gather(config, store, failed, folder)
-    page = write(summary, runs, folder / "report.html")
-    if as_json:
-        typer.echo(summary.model_dump_json())
-        return
-    for table in summary_tables(summary):
-        out.print(table)
-    typer.echo(legend(summary))
-    typer.echo(summary.headline)
-    for verdict in summary.verdicts:
-        typer.echo(f"{verdict.ruling}: {verdict.sentence}")
-    for note in summary.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"summary: {folder / 'summary.json'}\nrecords: {folder / 'records.parquet'}\nreport:  {page}")
-
-
-class _Watcher:
-    """Shows stages as they end."""
-
-    def __init__(self, progress: Progress, total: int, before: int, name: str) -> None:
-        self.progress = progress
-        self.bar = progress.add_task(name, total=total, completed=before, now="starting")
-
-    def started(self, stage: Stage) -> None:
-        self.progress.update(self.bar, now=f"{stage.name}, seed {stage.seed}")
-
-    def ended(self, stage: Stage, reason: str | None) -> None:
-        self.progress.update(self.bar, advance=1)
-        if reason is not None:
-            self.progress.update(self.bar, now=f"FAILED: {stage.name}, seed {stage.seed}")
-
-
-@contextmanager
-def _progress(name: str, total: int, before: int) -> Iterator[_Watcher]:
-    """A bar over the stages; on stderr that is no terminal, one line at the end."""
-    columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(table_column=Column(no_wrap=True)),
-        TextColumn("left", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-    )
-    with Progress(*columns, console=err, expand=True) as progress:
-        yield _Watcher(progress, total, before, name)

@@ -47,12 +47,12 @@ def profile(
 def bound(
     model: Model,
     norm: Annotated[
-        list[str] | None, typer.Option(help="l2 or linf; may be given twice.  [default: both]", show_default=False)
+        list[str] | None, typer.Option(help="l2 or linf; may be given twice. \\[default: both]", show_default=False)
     ] = None,
     input_size: InputSize = None,
     budget: Annotated[float, typer.Option(help="Seconds for all that can be left out or cut short.")] = 20.0,
     k: Annotated[
-        int | None, typer.Option(help="Dominant terms in Theorem 3.1.  [default: the tightest]", show_default=False)
+        int | None, typer.Option(help="Dominant terms in Theorem 3.1. \\[default: the tightest]", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from pinchpoint.compress.penalty import load_parts
 from pinchpoint.errors import CheckpointError, ConfigError, ModelError
-from pinchpoint.measure.layers import HasMatrix, linear_modules, weight_matrix
+from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.measure.spectrum import frobenius_norm
+from pinchpoint.measure.weights import offers_matrix
 
 _FIRST_STEPS = 100
 
@@ -270,7 +271,7 @@ def factors(rule: str, name: str, module: nn.Module) -> list[nn.Parameter]:
     own = dict(module.named_parameters())
     if any(parametrize.is_parametrized(part) for part in module.modules()):
         found = []
-    elif isinstance(module, HasMatrix):
+    elif offers_matrix(module):
         found = [parameter for parameter in own.values() if parameter.ndim == 2]
     else:
         found = [own[key] for key in ("weight", "weight_orig") if key in own]  # weight_orig is under a pruning mask

@@ -227,6 +227,6 @@ def load_parts(parts: Sequence[Remembers], state: Mapping[str, Tensor]) -> None:
         part.load_state_dict(own)
 
 
-def scaled_ratio(above: Float[Tensor, "*shape"], below: Float[Tensor, ""]) -> Float[Tensor, "*shape"]:
+def scaled_ratio(above: Float[Tensor, "*shape"], below: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
     """above / below, and 0 with a gradient of 0 where ``below`` is 0."""
     return above / torch.where(below > 0, below, 1.0)

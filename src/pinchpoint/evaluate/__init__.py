@@ -7,7 +7,7 @@ from pinchpoint.evaluate.attacks import Attack, default_attacks
 from pinchpoint.evaluate.curve import robust_curve, smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import accuracy, cross_entropy_loss, logits_of
-from pinchpoint.evaluate.losses import adversarial_loss, universal_accuracy
+from pinchpoint.evaluate.losses import adversarial_loss, loss_and_examples, universal_accuracy
 from pinchpoint.evaluate.masking import masking_warnings
 from pinchpoint.evaluate.sheet import Samples, attack_sheet
 from pinchpoint.evaluate.transfer import access, transfer_matrix, universal_transfer
@@ -26,6 +26,7 @@ __all__ = [
     "cross_entropy_loss",
     "default_attacks",
     "logits_of",
+    "loss_and_examples",
     "masking_warnings",
     "robust_accuracy",
     "robust_curve",

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, apgd, apply_universal, logit_scale, scaled_cross_entropy, universal
+from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_cross_entropy, universal
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
 from pinchpoint.evaluate.verdict import within
@@ -25,20 +25,38 @@ def adversarial_loss(
 
     AutoPGD raises the loss to the end, without dropping anything. Points outside ball or box do not count.
     """
+    return loss_and_examples(model, x, y, threat, steps=steps, seed=seed)[:2]
+
+
+def loss_and_examples(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+    """``adversarial_loss``, and what the same search found for a verdict: the point that raised the loss most or, where that
+    is not misclassified, the first that was.
+
+    ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way and finds no more.
+    """
     with eval_mode(model):
         objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
-            return loss, where
+            return loss, where, where
         parts = [
-            apgd(model, a, b, threat, steps=steps, objective=objective, drop_fallen=False, seed=seed)
+            apgd_to_the_end(model, a, b, threat, steps=steps, objective=objective, seed=seed)
             for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)
         ]
-        found = torch.cat(parts).float().to(x.dtype)
+        found, fooling = (torch.cat(points).float().to(x.dtype) for points in zip(*parts, strict=True))
         reached = cross_entropy_loss(model, found, y)
         take = within(found, x, threat) & (reached > loss)
         where[take] = found[take]
-        return torch.where(take, reached, loss), where
+        fools = misclassified(logits_of(model, where), y).reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(take, reached, loss), where, torch.where(fools, where, fooling)
 
 
 def universal_accuracy(

@@ -13,7 +13,10 @@ from pinchpoint.learn.streamed import FilePart, Loading, NoPart, StreamedDataset
 
 
 def assemble(
-    config: DataConfig, listed: Mapping[Role, Listing], classes: int, image_size: int | None
+    config: DataConfig,
+    listed: Mapping[Role, Listing],
+    classes: int | tuple[str, ...],
+    image_size: int | None,
 ) -> StreamedDataset:
     """Parts of their own are kept; a missing test part is the validation part, or ``test_share`` of the images; a missing
     validation part is ``validation_share`` of the training part. Within a part one image of each class comes in turn.
@@ -23,13 +26,14 @@ def assemble(
     Args:
         config: limits, shares, size and workers.
         listed: the images of each part of the source.
-        classes: of the whole source.
+        classes: of the whole source: their names, or their number where they have none.
         image_size: where the config names none; None: the images' own.
 
     Raises:
         ConfigError: for a size and a resize that do not go together.
         DataError: where the first image is none, or a class is too small to be split.
     """
+    names, count = (None, classes) if isinstance(classes, int) else (classes, len(classes))
     train, validation, test = (listed.get(role) for role in ("train", "validation", "test"))
     if test is None:
         test, validation = validation, None
@@ -51,12 +55,12 @@ def assemble(
                 "give it folders train and val, or two images and more of each class",
             ),
         )
-        return StreamedDataset(config.name, classes, nothing, nothing, tested)
+        return StreamedDataset(config.name, count, nothing, nothing, tested, names)
     train = _first(train, config.limit_train)
     if validation is None:
         train, validation = _split(train, config.validation_share, config.split_seed)
     trained, validated = (FilePart(part, loading, "limit_train") for part in (train, _first(validation, None)))
-    return StreamedDataset(config.name, classes, trained, validated, tested)
+    return StreamedDataset(config.name, count, trained, validated, tested, names)
 
 
 def _split(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:

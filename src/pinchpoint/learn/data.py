@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from pinchpoint.errors import ConfigError, DataError
+from pinchpoint.learn.listing import MOST_CLASSES
+from pinchpoint.learn.npz import read_npz
 from pinchpoint.learn.part import Part, TensorPart
 from pinchpoint.learn.split import stratified
 from pinchpoint.learn.streamed import StreamedDataset
@@ -92,7 +92,7 @@ class DataConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in [0, 1] and labels. ``classes`` counts them."""
+    """Images in [0, 1] and labels. ``classes`` counts them, ``class_names`` names them where the data do."""
 
     name: str
     classes: int
@@ -102,6 +102,7 @@ class Dataset:
     y_validation: Int[Tensor, "validation"]
     x_test: Float[Tensor, "test *shape"]
     y_test: Int[Tensor, "test"]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -147,19 +148,20 @@ def load(config: DataConfig) -> AnyDataset:
     if config.image_size is not None or config.resize is not None:
         rule = f"data.image_size and data.resize are for {', '.join(FILE_KINDS)}"
         raise ConfigError(rule, config.name, "leave them out")
+    names: tuple[str, ...] | None = None
     if config.name == "digits":
         arrays = _digits(config)
     elif config.name in NPZ_NAMES:
-        arrays = _from_npz(_npz_path(config.name))
+        arrays, names = _from_npz(_npz_path(config.name), config.memory_gb)
     elif kind == "npz" and rest:
-        arrays = _from_npz(Path(rest).expanduser())
+        arrays, names = _from_npz(Path(rest).expanduser(), config.memory_gb)
     elif kind == "torchvision" and rest in TORCHVISION_NAMES:
         from pinchpoint.learn.vision import torchvision_arrays
 
         arrays = torchvision_arrays(rest, Path(config.root).expanduser())
     else:
         raise DataError("a data set must be known by name", config.name, _REMEDY)
-    return _split(config, *arrays)
+    return _split(config, names, *arrays)
 
 
 def _from_files(config: DataConfig, kind: str, path: Path) -> StreamedDataset:
@@ -200,27 +202,11 @@ def _npz_path(name: str) -> Path:
     return Path(folder) / f"{name}.npz"
 
 
-def _from_npz(path: Path) -> Arrays:
-    if not path.is_file():
-        raise DataError("a data file must exist", str(path), "check the path or PINCHPOINT_DATA")
-    wanted = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise DataError(
-                f"{path.name} must be an .npz of plain arrays", "a single array", "write it with numpy.savez"
-            )
-        with loaded as file:
-            missing = [key for key in wanted if key not in file]
-            if missing:
-                raise DataError(
-                    f"{path.name} must hold the arrays {', '.join(wanted)}", f"none called {missing[0]}", "rename them"
-                )
-            x_train, y_train, x_test, y_test = (file[key] for key in wanted)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path.name} must be a readable .npz of plain arrays", str(error), "write it anew") from None
+def _from_npz(path: Path, memory_gb: float) -> tuple[Arrays, tuple[str, ...] | None]:
+    """The four arrays, and the names of the classes where it has ``classes``."""
+    (x_train, y_train, x_test, y_test), names = read_npz(
+        path, ("x_train", "y_train", "x_test", "y_test"), memory_gb, "classes"
+    )
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.ndim < 2 or y.ndim != 1 or x.shape[1:] != x_train.shape[1:] or x.size == 0:
             raise DataError(
@@ -232,11 +218,12 @@ def _from_npz(path: Path) -> Arrays:
             raise DataError(
                 f"x_{name} and y_{name} must be equally long and not empty", f"{len(x)} and {len(y)}", "mend the file"
             )
-    return x_train, y_train, x_test, y_test
+    return (x_train, y_train, x_test, y_test), names
 
 
 def _split(
     config: DataConfig,
+    class_names: tuple[str, ...] | None,
     x_train: npt.NDArray[Any],
     y_train: npt.NDArray[Any],
     x_test: npt.NDArray[Any],
@@ -245,6 +232,12 @@ def _split(
     if not np.issubdtype(y_train.dtype, np.integer) or int(min(y_train.min(), y_test.min())) < 0:
         raise DataError("labels must be integers from 0", str(y_train.dtype), "encode the classes as 0, 1, 2, ...")
     classes = int(max(y_train.max(), y_test.max())) + 1  # of the whole data set, whatever the limits leave
+    if classes > MOST_CLASSES:
+        raise DataError(f"labels must be below {MOST_CLASSES}", classes - 1, "encode the classes as 0, 1, 2, ...")
+    if class_names is not None and len(class_names) < classes:
+        seen = f"{len(class_names)} names and the label {classes - 1}"
+        raise DataError("each class must have its name, where any has", seen, "mend the array classes")
+    y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
     x_train, y_train = x_train[: config.limit_train], y_train[: config.limit_train]
     x_test, y_test = x_test[: config.limit_test], y_test[: config.limit_test]
     rows, validation = stratified(y_train, config.validation_share, config.split_seed)  # the same, grouped or not
@@ -258,6 +251,7 @@ def _split(
         torch.from_numpy(names[y_train[validation]]),
         _images(x_test),
         torch.from_numpy(names[y_test]),
+        class_names[:classes] if class_names is not None and config.group_labels is None else None,
     )
 
 

@@ -34,8 +34,8 @@ class Files:
         return len(self.paths)
 
 
-def list_folder(root: Path) -> tuple[dict[Role, Listing], int]:
-    """The images under ``root`` by part (``whole`` where the classes lie in ``root`` itself), and the number of classes.
+def list_folder(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
+    """The images under ``root`` by part (``whole`` where the classes lie in ``root`` itself), and the classes' names.
 
     Raises:
         DataError: naming the file or folder that is not as it must be.
@@ -55,10 +55,10 @@ def list_folder(root: Path) -> tuple[dict[Role, Listing], int]:
         if odd := sorted(folders.keys() ^ names.keys()):
             seen = f"{odd[0]} in only one of {first} and {part}"
             raise DataError(f"all parts of {root} must have the same classes", seen, "add or take away that folder")
-    return {part: _listed(folders) for part, folders in classes.items()}, len(names)
+    return {part: _listed(folders) for part, folders in classes.items()}, tuple(map(_shown, names))
 
 
-def list_imagenet(root: Path) -> tuple[dict[Role, Listing], int]:
+def list_imagenet(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
     """As ``list_folder``, of all 1000 classes of ImageNet-1k: networks know a class by its rank among all of them.
 
     Raises:
@@ -75,6 +75,11 @@ def list_imagenet(root: Path) -> tuple[dict[Role, Listing], int]:
                     f"mend it, or use imagefolder:{root}, where classes are counted among those there are",
                 )
     return list_folder(root)
+
+
+def _shown(name: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _folders(folder: str) -> list[str]:

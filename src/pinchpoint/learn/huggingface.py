@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn.listing import Encoded, Listing, Role, listing
+from pinchpoint.learn.listing import MOST_CLASSES, Encoded, Listing, Role, listing
 
 _PARTS: dict[str, Role] = {
     "train": "train",
@@ -42,8 +42,8 @@ class Table:
         return len(self.rows)
 
 
-def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, Listing], int]:
-    """The images of a folder that ``save_to_disk`` wrote, by part, and the number of classes.
+def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, Listing], int | tuple[str, ...]]:
+    """The images of a folder that ``save_to_disk`` wrote, by part, and the classes: their names, or how many.
 
     The images are those of the one column of images; the labels those of ``label_column``, or of the one column of class
     labels, or of the one called ``label``. A part whose labels are all -1 is left out: it has none.
@@ -66,7 +66,7 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
         raise DataError("huggingface:PATH must be a folder that save_to_disk wrote", seen, "save it again") from None
     parts = dict(content) if isinstance(content, datasets.DatasetDict) else {"": content}
     listed: dict[Role, Listing] = {}
-    classes = 0
+    classes: int | tuple[str, ...] = 0
     for split, rows in parts.items():
         role = _PARTS.get(split) if split else _WHOLE
         if role is None or len(rows) == 0:
@@ -81,13 +81,20 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
             continue
         if labels.min() < 0:
             raise DataError(f"the labels in {name} must count from 0", int(labels.min()), "encode the classes anew")
-        known = getattr(rows.features[label], "num_classes", None)
-        classes = max(classes, known or int(labels.max()) + 1)
+        names = tuple(getattr(rows.features[label], "names", None) or ())
+        if labels.max() >= (len(names) or MOST_CLASSES):
+            seen = f"{int(labels.max())} in {name}"
+            raise DataError(f"labels must be below {len(names) or MOST_CLASSES}", seen, "encode the classes anew")
+        classes = max((classes, names or int(labels.max()) + 1), key=_count)
         table = rows.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
         listed[role] = listing(Table(table, image, name), labels)
     if not listed:
         raise DataError(f"{root} must have a part called {', '.join(_PARTS)}", ", ".join(parts), "rename one")
     return listed, classes
+
+
+def _count(classes: int | tuple[str, ...]) -> int:
+    return classes if isinstance(classes, int) else len(classes)
 
 
 def _image_column(features: Any, kind: type, name: str) -> str:

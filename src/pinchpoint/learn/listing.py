@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+MOST_CLASSES = 1_000_000
+"""A label beyond them is a mistake, and would fill the memory with counts."""
+
 
 class Encoded(NamedTuple):
     """An image as a file holds it: its bytes, or None where they are to be read from the path ``name``."""
@@ -26,7 +29,6 @@ class Geometry(NamedTuple):
     resize: int | None
 
 
-@runtime_checkable
 @runtime_checkable
 class Images(Protocol):
     """Encoded images by number: a list of files, or a table that holds their bytes."""

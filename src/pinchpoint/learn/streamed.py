@@ -136,6 +136,7 @@ class StreamedDataset:
     train: Part
     validation: Part
     test: Part
+    class_names: tuple[str, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -72,7 +72,7 @@ def weight_matrix(module: nn.Module) -> Float[Tensor, "h d"] | None:
     >>> weight_matrix(nn.Conv2d(3, 8, kernel_size=5)).shape, weight_matrix(nn.ConvTranspose1d(3, 8, 2)).shape
     (torch.Size([8, 75]), torch.Size([8, 6]))
     """
-    if isinstance(module, HasMatrix):
+    if offers_matrix(module):
         return module.weight_matrix()
     return rows_of(module, acting(module, "weight")) if isinstance(module, tuple(KINDS)) else None
 
@@ -92,7 +92,12 @@ def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether ``weight_matrix`` understands it."""
-    return isinstance(module, (HasMatrix, *KINDS))
+    return isinstance(module, tuple(KINDS)) or offers_matrix(module)
+
+
+def offers_matrix(module: nn.Module) -> TypeGuard[HasMatrix]:
+    """``isinstance(module, HasMatrix)`` at a sixth of the price: penalties ask it of every module at every step."""
+    return hasattr(module, "weight_matrix")
 
 
 def is_convolution(module: nn.Module) -> bool:

@@ -13,9 +13,11 @@ class PinchPoint(Record):
     ``gain`` is the mean log of how much the layer raises the relative size of an adversarial perturbation,
     ||dz|| / ||z|| at its output over that at its input; ``random_gain`` the same of random perturbations as long. ``share``
     is its part of all layers' excess, max(0, gain - random_gain). ``alignment`` is the share of the perturbation's length in
-    the layer's dominant right singular directions, ``alignment_baseline`` that of a random direction. ``structure`` times
-    ``scale`` bounds its operator norm (Theorem 3.1); ``neighbour`` is the factor min(1, A) with the layer before it.
-    ``why`` is one sentence; ``advice`` names what to do. Numbers that are None could not be had for this layer.
+    the layer's dominant right singular directions, ``alignment_baseline`` that of a random direction. ``scale`` is
+    ||W||_F / sqrt(min(h, d)) of its matrix and ``structure`` ||W||_2 over that: what concentration alone adds, from 1 to
+    sqrt(min(h, d)). ``operator_norm`` is that of the operator in l2, which a convolution's matrix is not. ``neighbour`` is
+    the factor min(1, A) with the layer before it. ``why`` is one sentence; ``advice`` names what to do. Numbers that are
+    None could not be had for this layer.
     """
 
     rank: int

@@ -47,9 +47,9 @@ def decisions(material: Material) -> list[Choice]:
     """Decision planes of both ends of a family: pixels, then representations."""
     found = []
     for family, norm, ends in _pairs(material):
-        panels = []
+        panels, sample = [], _shared(ends)
         for space in _SPACES:
-            planes = _planes([pictures for _, pictures in ends], space)
+            planes = [_plane(pictures, space, sample) for _, pictures in ends]
             panels += [
                 _titled(figures.decision_plane(plane), item)
                 for (item, _), plane in zip(ends, planes, strict=True)
@@ -76,7 +76,8 @@ _Ends = list[tuple[Placed, Pictures]]
 
 
 def _pairs(material: Material) -> list[tuple[Family, ThreatNorm, _Ends]]:
-    """The models at the first and the last level, of the first seed with pictures of both, of every family and norm."""
+    """The models at the first and the last level, of the first seed with pictures of both, of every family and norm; of
+    one in which both draw the same sample, where there is one."""
     found = []
     for norm in material.norms:
         for family in material.summary.families:
@@ -86,21 +87,29 @@ def _pairs(material: Material) -> list[tuple[Family, ThreatNorm, _Ends]]:
                 if (one := next((one for one in item.run.audit.pictures if one.norm == norm), None)) is not None
             ]
             levels = [item.member.level for item, _ in drawn]
+            pairs: list[_Ends] = []
             for seed in material.seeds:
                 own = {item.member.level: (item, one) for item, one in drawn if item.member.seed == seed}
                 if own and min(levels) in own and max(levels) in own:
                     ends = list(dict.fromkeys([min(levels), max(levels)]))
-                    found.append((family, norm, [own[level] for level in ends]))
-                    break
+                    pairs.append([own[level] for level in ends])
+            if pairs:
+                found.append((family, norm, next((ends for ends in pairs if _shared(ends) is not None), pairs[0])))
     order = [family.name for family in material.summary.families]
     return sorted(found[:MOST_PICTURES], key=lambda pair: order.index(pair[0].name))
 
 
-def _planes(ends: Sequence[Pictures], space: Space) -> list[DecisionPlane | None]:
-    """A plane of each model, of a sample that all have where there is one."""
-    planes = [[plane for plane in pictures.planes if plane.space == space] for pictures in ends]
-    shared = set.intersection(*({plane.sample for plane in known} for known in planes))
-    return [next((plane for plane in known if plane.sample in shared), known[0] if known else None) for known in planes]
+def _shared(ends: _Ends) -> int | None:
+    """The first sample that all of them draw, in pixels and in representations."""
+    drawn = [{(plane.space, plane.sample) for plane in pictures.planes} for _, pictures in ends]
+    samples = (plane.sample for plane in ends[0][1].planes)
+    return next((one for one in samples if all((space, one) in own for own in drawn for space in _SPACES)), None)
+
+
+def _plane(pictures: Pictures, space: Space, sample: int | None) -> DecisionPlane | None:
+    """The plane through this sample, or through the first that is drawn."""
+    planes = [plane for plane in pictures.planes if plane.space == space]
+    return next((plane for plane in planes if plane.sample == sample), planes[0] if planes else None)
 
 
 def _titled(panel: Panel, item: Placed) -> Panel:

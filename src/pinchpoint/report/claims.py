@@ -56,8 +56,10 @@ def _group(verdicts: Sequence[Verdict]) -> ClaimGroup:
 
 def _row(verdict: Verdict) -> ClaimRow:
     known = verdict.interval
+    norm = "" if verdict.norm is None else NORM_NAMES[verdict.norm]
+    at = budget(verdict.norm or "", verdict.eps)
     return ClaimRow(
-        budget="" if verdict.norm is None else f"{NORM_NAMES[verdict.norm]}, ε = {budget(verdict.norm, verdict.eps)}",
+        budget=f"{norm}, ε = {at}" if at else norm,
         ruling=verdict.ruling,
         order=list(told.RULINGS).index(verdict.ruling),
         effect=Cell(told.effect(verdict) or _NONE, finite(verdict.effect)),

@@ -67,6 +67,16 @@ def short(text: object, most: int = 14) -> str:
     return plain(name if len(name) <= most else "…" + name[-(most - 1) :])
 
 
+def begun(text: object, most: int = 22) -> str:
+    """The beginning of a long name, which is what tells classes apart.
+
+    >>> begun("great white shark, white shark", 18)
+    'great white shark…'
+    """
+    name = str(text)
+    return plain(name if len(name) <= most else name[: most - 1].rstrip(" ,;") + "…")
+
+
 def number(value: Any, digits: int = 4) -> float | None:
     """A number with that many significant digits, None where there is none: keeps the page small and valid JSON.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,12 @@ def exhibits(material: Material) -> dict[str, Exhibit]:
 
 
 def payload(material: Material, shown: dict[str, Exhibit]) -> dict[str, Any]:
+    """What the script of a study's page draws."""
+    most_levels = max((len(family.levels) for family in material.summary.families), default=1)
+    return contents(shown, palette.dark_of(most_levels))
+
+
+def contents(shown: Mapping[str, Exhibit], dark: Mapping[str, str]) -> dict[str, Any]:
     """What the script draws: figures by panel id, the selectors' choices, and the colours of a dark page."""
     panels: dict[str, Figure] = {}
     for exhibit in shown.values():
@@ -103,8 +109,7 @@ def payload(material: Material, shown: dict[str, Exhibit]) -> dict[str, Any]:
         for exhibit in shown.values()
         for choice in exhibit.choices
     ]
-    most_levels = max((len(family.levels) for family in material.summary.families), default=1)
-    return {"panels": panels, "choices": chosen, "dark": palette.dark_of(most_levels)}
+    return {"panels": panels, "choices": chosen, "dark": dict(dark)}
 
 
 def script_json(value: Any) -> Markup:

@@ -90,6 +90,15 @@ TERMS: dict[str, Term] = {
         "Share of test samples that stay correctly classified under examples made on another model, the surrogate, without "
         "any look at this one.",
     ),
+    "recall_image_to_text": Term(
+        "Recall, image to text",
+        "Share of the images for which one of their own captions is among the k captions that the model finds nearest, "
+        "without an attack.",
+    ),
+    "recall_text_to_image": Term(
+        "Recall, text to image",
+        "Share of the captions whose own image is among the k images that the model finds nearest, without an attack.",
+    ),
     "certified_accuracy": Term(
         "Certified accuracy",
         "Share of test samples whose certified radius is at least ε: no attack whatever can change them. Never above RA.",

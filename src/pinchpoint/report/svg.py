@@ -12,22 +12,51 @@ from dataclasses import dataclass
 
 WIDTH = 760
 SERIES = ("a", "b", "c", "d", "e", "f")
-STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: var(--ink); }
-  .title { font-weight: 600; font-size: 15px; } .soft { fill: var(--soft); font-size: 12px; }
-  .grid { stroke: var(--grid); stroke-width: 1; } .span { fill: var(--grid); }
-  .upper, .a { --tone: var(--blue); } .lower, .b { --tone: var(--orange); }
-  .c { --tone: var(--green); } .d { --tone: var(--pink); } .e { --tone: var(--brown); } .f { --tone: var(--violet); }
-  .mark { fill: var(--tone); } .line { fill: none; stroke: var(--tone); stroke-width: 2; } text.name { fill: var(--tone); }
-  .dashed { stroke-width: 1.3; stroke-dasharray: 5 4; }
-  svg { --page: #fff; --ink: #2b313a; --soft: #626b78; --grid: #dfe3e9; --blue: #0072b2; --orange: #c04e00;
-        --green: #00795a; --pink: #a8477f; --brown: #7a6000; --violet: #5b5fc7; }
-  @media (prefers-color-scheme: dark) {
-    svg { --page: #14181f; --ink: #d7dde5; --soft: #98a3b3; --grid: #333c49; --blue: #56b4f5; --orange: #ff8f45;
-          --green: #34cfa0; --pink: #f0a0cd; --brown: #e3c04a; --violet: #a5a8ff; } }
-"""
 _LETTER = 7.2
 """Pixels a letter takes on average, generously."""
+LIGHT = {
+    "page": "#fff", "ink": "#2b313a", "soft": "#626b78", "grid": "#dfe3e9", "blue": "#0072b2", "orange": "#c04e00",
+    "green": "#00795a", "pink": "#a8477f", "brown": "#7a6000", "violet": "#5b5fc7",
+}  # fmt: skip
+DARK = {
+    "page": "#14181f", "ink": "#d7dde5", "soft": "#98a3b3", "grid": "#333c49", "blue": "#56b4f5", "orange": "#ff8f45",
+    "green": "#34cfa0", "pink": "#f0a0cd", "brown": "#e3c04a", "violet": "#a5a8ff",
+}  # fmt: skip
+TONES = {
+    "upper": "blue", "a": "blue", "lower": "orange", "b": "orange", "c": "green", "d": "pink", "e": "brown", "f": "violet",
+    "ink": "ink", "soft": "soft",
+}  # fmt: skip
+
+
+def _variables(colors: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {color};" for name, color in colors.items())
+
+
+STYLE = f"""
+  text {{ font: 13px system-ui, sans-serif; fill: var(--ink); }}
+  .title {{ font-weight: 600; font-size: 15px; }} .soft {{ fill: var(--soft); font-size: 12px; }}
+  .grid {{ stroke: var(--grid); stroke-width: 1; }} .span {{ fill: var(--grid); }}
+  {" ".join(f".{name} {{ --tone: var(--{color}); }}" for name, color in TONES.items())}
+  .mark, text.name {{ fill: var(--tone); }} .line {{ fill: none; stroke: var(--tone); stroke-width: 2; }}
+  .dashed {{ stroke-width: 1.3; stroke-dasharray: 5 4; }}
+  svg {{ {_variables(LIGHT)} }}
+  @media (prefers-color-scheme: dark) {{ svg {{ {_variables(DARK)} }} }}
+"""
+
+
+def _printed(tones: Mapping[str, tuple[str, str]]) -> str:
+    """The same with the light colours written out, for programs that know no CSS variables."""
+    colors = {name: LIGHT[color] for name, color in TONES.items()} | {name: light for name, (light, _) in tones.items()}
+    return (
+        f"text {{ font: 13px 'DejaVu Sans', Verdana, sans-serif; fill: {LIGHT['ink']}; }} "
+        f".title {{ font-weight: 600; font-size: 15px; }} .soft {{ fill: {LIGHT['soft']}; font-size: 12px; }} "
+        f".grid {{ stroke: {LIGHT['grid']}; stroke-width: 1; }} .span {{ fill: {LIGHT['grid']}; }} "
+        ".line { fill: none; stroke-width: 2; } .dashed { stroke-width: 1.3; stroke-dasharray: 5 4; } "
+        + " ".join(
+            f".mark.{name}, text.name.{name} {{ fill: {color}; }} .line.{name} {{ stroke: {color}; }}"
+            for name, color in colors.items()
+        )
+    )
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
@@ -55,7 +84,13 @@ def path(points: Sequence[tuple[float, float]], tone: str) -> str:
 
 
 def picture(
-    title: str, label: str, height: float, parts: Sequence[str], tones: Mapping[str, tuple[str, str]] | None = None
+    title: str,
+    label: str,
+    height: float,
+    parts: Sequence[str],
+    tones: Mapping[str, tuple[str, str]] | None = None,
+    *,
+    printed: bool = False,
 ) -> str:
     """A whole SVG file.
 
@@ -65,15 +100,18 @@ def picture(
         height: pixels; the width is always the same.
         parts: what is drawn.
         tones: further tones, a light and a dark colour each.
+        printed: for paper, and for programs that know no CSS variables: light colours only, written out.
     """
+    page = LIGHT["page"] if printed else "var(--page)"
     own = "".join(f" .{name} {{ --tone: {light}; }}" for name, (light, _) in (tones or {}).items())
     dark = "".join(f" .{name} {{ --tone: {dark}; }}" for name, (_, dark) in (tones or {}).items())
     style = f"{STYLE} {own}\n  @media (prefers-color-scheme: dark) {{{dark} }}\n" if tones else STYLE
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img">',
-            f"<title>{html.escape(title)}</title><desc>{html.escape(label)}</desc><style>{style}</style>",
-            f'<rect width="{WIDTH}" height="{height:.0f}" style="fill: var(--page)"/>',
+            f"<title>{html.escape(title)}</title><desc>{html.escape(label)}</desc>"
+            f"<style>{_printed(tones or {}) if printed else style}</style>",
+            f'<rect width="{WIDTH}" height="{height:.0f}" style="fill: {page}"/>',
             *parts,
             "</svg>\n",
         ]

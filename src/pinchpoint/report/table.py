@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pinchpoint.records import Correlation, Family, ThreatNorm
@@ -52,8 +52,16 @@ _PER_NORM = (
     ("alignment", "alignment"),
     ("amplification", "amplification"),
 )
+_RECALLS = {
+    f"recall_{way}_{k}": replace(TERMS[f"recall_{way}"], name=f"{TERMS[f'recall_{way}'].name}, k = {k}")
+    for way in ("image_to_text", "text_to_image")
+    for k in (1, 5, 10)
+}
+"""What retrieval measures, by its key."""
+
 _METRICS = (
     "clean_accuracy",
+    *_RECALLS,
     "robust_accuracy",
     "robust_over_clean",
     "universal_accuracy",
@@ -93,11 +101,18 @@ def groups(material: Material) -> list[Group]:
     table = [Group("Compressibility", first)]
     table.append(Group("No attack", [Column("clean_accuracy", "SA", TERMS["clean_accuracy"], starts_group=True)]))
     items = [item for placed in material.placed.values() for item in placed]
+    known = [key for key in _RECALLS if any(item.value(key) is not None for item in items)]
+    if known:
+        columns = [
+            Column(key, _RECALLS[key].name.removeprefix("Recall, "), _RECALLS[key], starts_group=index == 0)
+            for index, key in enumerate(known)
+        ]
+        table.append(Group("Recall", columns))
     for norm in material.norms:
-        known = [pair for pair in _PER_NORM if any(item.value(f"{pair[0]}_{norm}") is not None for item in items)]
+        pairs = [pair for pair in _PER_NORM if any(item.value(f"{pair[0]}_{norm}") is not None for item in items)]
         columns = [
             Column(f"{key}_{norm}", _head(key, head, norm, material), TERMS[key], starts_group=index == 0)
-            for index, (key, head) in enumerate(known)
+            for index, (key, head) in enumerate(pairs)
         ]
         if columns:
             table.append(Group(material.threat(norm), columns))
@@ -162,7 +177,9 @@ def correlation_rows(material: Material) -> list[dict[str, Any]]:
             }
             for item in found
         ]
-        rows.append({"term": TERMS[metric], "cells": cells, "span": len(material.norms) if free else 1})
+        rows.append(
+            {"term": _RECALLS.get(metric) or TERMS[metric], "cells": cells, "span": len(material.norms) if free else 1}
+        )
     return rows
 
 

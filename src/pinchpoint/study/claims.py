@@ -53,7 +53,7 @@ NormMetric = Literal[
     "alignment",
     "alignment_baseline",
 ]
-Metric = PlainMetric | NormMetric
+Metric = Literal[PlainMetric, NormMetric]
 PLAIN: tuple[str, ...] = PlainMetric.__args__  # type: ignore[attr-defined]
 RECALLS = tuple(metric for metric in PLAIN if metric.startswith("recall_"))
 """What the stage retrieval measures."""
@@ -111,7 +111,7 @@ class _Measured(_Strict):
 class TrendConfig(_Measured):
     """Within each family and seed, ``metric`` falls or rises with ``against``."""
 
-    against: Metric | Literal["level"] = Field(default="compressibility", description="level: the place in the family")
+    against: Literal[Metric, "level"] = Field(default="compressibility", description="level: the place in the family")
     expected: Literal["falls", "rises"]
     families: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="all where null; each must show it"

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars
 
-from pinchpoint.errors import ConfigError
+from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.study import tables
 from pinchpoint.study.config import StudyConfig
 from pinchpoint.study.outputs import write_whole
 from pinchpoint.study.plan import plan
+from pinchpoint.study.remote import open_address
 from pinchpoint.study.rows import read_rows
 from pinchpoint.study.store import Store
 
@@ -35,17 +37,17 @@ def rows_of(config: StudyConfig, store: Store) -> list[Row]:
     return [{"study": config.study, **row} for row in read_rows(config, plan(config), store).rows]
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(where: str | Path) -> None:
     """Refuse a file of a kind that cannot be written.
 
-    >>> check_suffix(Path("rows.csv"))
+    >>> check_suffix("rows.csv")
 
     Raises:
         ConfigError: where it is.
     """
-    if path.suffix not in _WRITERS:
+    if Path(where).suffix not in _WRITERS:
         rule = f"rows are written to {', '.join(list(_WRITERS)[:-1])} or {list(_WRITERS)[-1]}"
-        raise ConfigError(rule, path.name, "give --out one of these endings")
+        raise ConfigError(rule, Path(where).name, "give --out one of these endings")
 
 
 def write(rows: Sequence[Row], path: Path) -> Path:
@@ -59,6 +61,24 @@ def write(rows: Sequence[Row], path: Path) -> Path:
     """
     check_suffix(path)
     return write_whole(path, lambda temporary: _WRITERS[path.suffix](rows, temporary))
+
+
+def send(rows: Sequence[Row], address: str) -> None:
+    """Write the rows to an address that fsspec knows, such as s3://bucket/rows.parquet; see ``write``.
+
+    Raises:
+        ConfigError: for another ending, or an address that nothing here can open.
+        StoreError: where the service refuses.
+    """
+    files, there = open_address(address)
+    with tempfile.TemporaryDirectory(prefix="pinchpoint-export-") as temporary:
+        path = write(rows, Path(temporary) / Path(there).name)
+        try:
+            files.put_file(str(path), there)
+        except Exception as error:  # each service has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            remedy = "check the address, the network and your credentials"
+            raise StoreError(f"{address} must be writable", said, remedy) from None
 
 
 def _parquet(rows: Sequence[Row], path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.study.config import StudyConfig
@@ -45,17 +44,18 @@ def find(store: Store, wanted: Set[Key]) -> Garbage:
     """What the store holds beside what is wanted.
 
     Raises:
-        StoreError: where there is no store, it is no folder, or something in it is not a store's.
+        StoreError: where there is no store, it cannot be read, or something in it is not a store's.
     """
-    if store.home is None:
-        raise StoreError("a store that is cleaned must be a folder", str(store), "use what its service has for that")
-    if not any((store.root / part).is_dir() for part in _PARTS):
-        raise StoreError("there must be a store", f"no stages in {store.root}", "name its folder with --out")
+    files = {part: store.sizes(part) for part in _PARTS}
+    if not any(files.values()):
+        raise StoreError("there must be a store", f"no stages in {store}", "name its place with --store")
     sizes: dict[Key, int] = {}
     for part in _PARTS:
-        for key, folder in _stages(store.root / part):
+        for path, size in files[part].items():
+            key = _stage(path, f"{store}/{part}")
             if key not in wanted:
-                sizes[key] = sizes.get(key, 0) + _size(folder)
+                _check_own(path, f"{store}/{part}")
+                sizes[key] = sizes.get(key, 0) + size
     return Garbage(sizes)
 
 
@@ -85,38 +85,23 @@ def _at_rest(store: Store) -> None:
         raise StoreError("no driver may work in a store that is cleaned", f"{name} in work by {owner}{more}", remedy)
 
 
-def _stages(part: Path) -> Iterator[tuple[Key, Path]]:
-    """The stages in one part of a store; anything else there is refused."""
-    for entry in _inside(part):
-        if entry.name not in KINDS:
-            raise _foreign(entry)
-    for kind in KINDS:
-        for folder in _inside(part / kind):
-            if not _ID.fullmatch(folder.name):
-                raise _foreign(folder)
-            yield (kind, folder.name), folder
+def _stage(path: str, there: str) -> Key:
+    """Whose file it is; one that is no stage's is refused."""
+    kind, *below = path.split("/")
+    known = next((one for one in KINDS if one == kind), None)
+    if known is None:
+        raise _foreign(f"{there}/{kind}")
+    if len(below) < 2 or not _ID.fullmatch(below[0]):
+        raise _foreign(f"{there}/{kind}/{below[0]}" if below else f"{there}/{kind}")
+    return known, below[0]
 
 
-def _size(folder: Path) -> int:
-    """Bytes of a stage's files."""
-    files = _inside(folder)
-    for file in files:
-        if file.suffix not in _OWN or not file.is_file():
-            raise _foreign(file)
-    return sum(file.stat().st_size for file in files)
+def _check_own(path: str, there: str) -> None:
+    """Refuse what no stage leaves."""
+    if path.count("/") != 2 or not path.endswith(_OWN):
+        raise _foreign(f"{there}/{path}")
 
 
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        remedy = "choose another with --out"
-        seen = f"{error.strerror}: {folder}"
-        raise StoreError("a store must be a folder that can be read", seen, remedy) from None
-
-
-def _foreign(path: Path) -> StoreError:
+def _foreign(path: str) -> StoreError:
     rule = "a store that is cleaned must hold stages and nothing else"
-    return StoreError(rule, str(path), "move it elsewhere, or name the store's own folder with --out")
+    return StoreError(rule, path, "move it elsewhere, or name the store's own place with --store")

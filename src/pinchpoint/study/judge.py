@@ -111,8 +111,8 @@ def _budgets(how: TrendConfig | ContrastConfig, rows: Sequence[Row]) -> list[flo
 
 
 def _shown_budget(how: TrendConfig | ContrastConfig, eps: float | None, rows: Sequence[Row]) -> float | None:
-    """The budget in numbers, the judged one too."""
-    if eps is not None or how.norm is None:
+    """The budget in numbers, the judged one too; None where what is measured has none."""
+    if eps is not None or how.norm is None or how.metric in wording.WITHOUT_BUDGET:
         return eps
     key = f"{'universal_eps' if how.metric == 'universal_accuracy' else 'eps'}_{how.norm}"
     return next((row[key] for row in rows if row.get(key) is not None), None)

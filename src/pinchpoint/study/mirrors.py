@@ -90,7 +90,7 @@ class MLflow:
         try:
             self._client = self._mlflow.MlflowClient(tracking_uri=uri)
         except self._mlflow.exceptions.MlflowException as error:
-            said = str(error).splitlines()[0]
+            said = str(error).strip().splitlines()[0]
             raise ConfigError("MLflow must be able to track there", f"{uri} ({said})", "give another URI") from None
 
     def show(self, run: Shown) -> None:
@@ -121,7 +121,8 @@ class WandB:
         self.name = f"wandb:{project}"
         self.project = project
         self._wandb = _package("wandb", "wandb")
-        if os.environ.get("WANDB_MODE", "online") == "online" and not self._wandb.api.api_key:
+        online = os.environ.get("WANDB_MODE", "online") == "online"
+        if online and not self._wandb.login(prompt=False, verify=False):
             remedy = "call wandb login, or set WANDB_MODE=offline"
             raise ConfigError("Weights & Biases must know who you are", "no key", remedy)
 

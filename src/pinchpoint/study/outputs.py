@@ -51,7 +51,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         StoreError: where the folder cannot be written.
     """
-    with Writing(path.parent):
+    with Writing(path.parent, "folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=mark()) as temporary:
             write(Path(temporary) / path.name)

@@ -47,7 +47,7 @@ def open_store(where: str | Path) -> Store:
         return Store(Path(where))
     if where.startswith("file://"):
         return Store(Path(where.removeprefix("file://")))
-    return _remote(where.rstrip("/"))
+    return _remote(where.rstrip("/") if where.partition("://")[2].strip("/") else where)
 
 
 class RemoteStore(Store):
@@ -62,7 +62,7 @@ class RemoteStore(Store):
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._files, self._base = _open(address)
+        self._files, self._base = open_address(address)
         self._copies = tempfile.TemporaryDirectory(prefix="pinchpoint-store-", ignore_cleanup_errors=True)
         self._held: list[Path] = []
         super().__init__(Path(self._copies.name))
@@ -98,6 +98,16 @@ class RemoteStore(Store):
         while len(self._held) > _KEPT:
             shutil.rmtree(self._held.pop(0), ignore_errors=True)
         return copy
+
+    def sizes(self, part: str) -> dict[str, int]:
+        """Bytes of every file in a part of the store, by its path there."""
+        there = f"{self._base}/{part}/"
+        with self._asking():
+            try:
+                found = self._files.find(there, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {path.removeprefix(there): int(entry["size"]) for path, entry in found.items()}
 
     def has(self, key: Key) -> bool:
         """Whether the stage is done or skipped."""
@@ -164,7 +174,7 @@ class RemoteStore(Store):
             self._delete(path)
         super()._drop_segments(kind)
 
-    def _segments(self, kind: Kind) -> Iterator[polars.DataFrame]:
+    def _segments(self, kind: Kind) -> Iterator[tuple[Path, set[str]]]:
         there = {path.rpartition("/")[2]: path for path in self._find(f"{self._base}/segments/{kind}")}
         folder = self.root / "segments" / kind
         for copy in folder.glob("*.parquet"):
@@ -284,10 +294,16 @@ def _remote(address: str) -> RemoteStore:
     return RemoteStore(address)
 
 
-def _open(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+def open_address(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        ConfigError: for an address that nothing here can open, or that names no place.
+    """
     from fsspec.core import url_to_fs
 
+    if not address.partition("://")[2].strip("/"):
+        raise ConfigError("an address must say where", address, "name a place, such as s3://bucket/prefix")
     try:
         files, base = url_to_fs(address, use_listings_cache=False)
     except ImportError as error:

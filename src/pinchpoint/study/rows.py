@@ -14,8 +14,9 @@ import polars as pl
 from pinchpoint.audit.assemble import not_done, not_measured
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Member, ThreatNorm
+from pinchpoint.study import columns
 from pinchpoint.study.claims import RECALLS
-from pinchpoint.study.config import StudyConfig
+from pinchpoint.study.config import StudyConfig, no_collecting
 from pinchpoint.study.graph import Key, Kind, Stage
 from pinchpoint.study.plan import Plan, Task
 from pinchpoint.study.store import Store
@@ -41,6 +42,7 @@ class Rows:
     machine: str
 
 
+@no_collecting()
 def read_rows(config: StudyConfig, planned: Plan, store: Store) -> Rows:
     """Rows of all runs whose stages are all there.
 
@@ -56,7 +58,7 @@ def read_rows(config: StudyConfig, planned: Plan, store: Store) -> Rows:
             "run the study first: pinchpoint study run FILE",
         )
     slots = _slots(tasks, planned.stages)
-    frames = {slot: _frame(keys, planned.stages, store) for slot, keys in slots.items()}
+    frames = _frames(slots, planned.stages, store)
     models = {task.id: row for task, row in zip(tasks, _models(frames), strict=True)}
     families = {family.name: family for family in config.families}
     order = {name: number for number, name in enumerate(families)}
@@ -77,8 +79,9 @@ def read_rows(config: StudyConfig, planned: Plan, store: Store) -> Rows:
             "compressibility": model[family.view],
         }
         rows.append(place | model)
-    versions, machine = _origin(slots["train", None][0], store)
-    return Rows(rows, members, sorted(_warnings(frames)), versions, machine)
+    first = frames["train", None].row(0, named=True)
+    versions = columns.decode(first["versions"], dict[str, str])
+    return Rows(rows, members, sorted(_warnings(frames)), versions, first["machine"])
 
 
 Slot = tuple[Kind, ThreatNorm | None]
@@ -89,18 +92,30 @@ def _slots(tasks: Sequence[Task], stages: Mapping[Key, Stage]) -> dict[Slot, lis
     found: dict[Slot, list[Key | None]] = {}
     for number, task in enumerate(tasks):
         for key in task.own:
-            found.setdefault((key[0], stages[key].norm), [None] * len(tasks))[number] = key
+            slot = key[0], stages[key].norm
+            if slot not in found:
+                found[slot] = [None] * len(tasks)
+            found[slot][number] = key
     return found
 
 
-def _frame(keys: Sequence[Key | None], stages: Mapping[Key, Stage], store: Store) -> pl.DataFrame:
-    """Records of one slot, a row each task; empty rows where a task has none.
+def _frames(
+    slots: Mapping[Slot, Sequence[Key | None]], stages: Mapping[Key, Stage], store: Store
+) -> dict[Slot, pl.DataFrame]:
+    """Records of each slot, a row each task; empty rows where a task has none.
 
     Raises:
         StoreError: where a record belongs to another configuration.
     """
-    kind = next(key[0] for key in keys if key is not None)
-    table = store.table(kind, {key[1] for key in keys if key is not None})
+    names: dict[Kind, set[str]] = {}
+    for (kind, _), keys in slots.items():
+        names.setdefault(kind, set()).update(key[1] for key in keys if key is not None)
+    every = [pl.col(name) for name in ("digest", "status", "reason", "seconds")]
+    tables = {kind: store.table(kind, some, [*every, *_COLUMNS.get(kind, ())]) for kind, some in names.items()}
+    return {slot: _frame(slot[0], keys, stages, tables[slot[0]]) for slot, keys in slots.items()}
+
+
+def _frame(kind: Kind, keys: Sequence[Key | None], stages: Mapping[Key, Stage], table: pl.DataFrame) -> pl.DataFrame:
     wanted = pl.DataFrame(
         {
             "id": [None if key is None else key[1] for key in keys],
@@ -122,35 +137,27 @@ def _frame(keys: Sequence[Key | None], stages: Mapping[Key, Stage], store: Store
 def _models(frames: Mapping[Slot, pl.DataFrame]) -> list[dict[str, Any]]:
     """The numbers of each task's model."""
     profile = frames["profile", None]
-    columns = _columns(profile, _PROFILE)
+    found = _lists(profile, "neuron", "spectral", "clean_accuracy", "parameters")
     for norm in _NORMS:
-        columns |= _threat(norm, frames, profile)
+        found |= _threat(norm, frames, profile)
     if ("retrieval", None) in frames:
-        columns |= _columns(frames["retrieval", None], {name: _field(name.removeprefix("recall_")) for name in RECALLS})
-    columns["layers"] = profile.select(_LAYERS)["layers"].to_list()
-    columns["epochs"] = _columns(frames["train", None], {"epochs": _field("epochs")})["epochs"]
+        found |= _lists(frames["retrieval", None], *RECALLS)
+    found |= _lists(profile, "layers") | _lists(frames["train", None], "epochs")
     seconds = pl.DataFrame([frame["seconds"].alias(str(number)) for number, frame in enumerate(frames.values())])
-    columns["seconds"] = seconds.sum_horizontal().to_list()
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    found["seconds"] = seconds.sum_horizontal().to_list()
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def _lists(frame: pl.DataFrame, *names: str) -> dict[str, list[Any]]:
+    return frame.select(names).to_dict(as_series=False)
 
 
 def _field(*names: str) -> pl.Expr:
+    """What a stage found, under the last of the names."""
     expression = pl.col("result")
     for name in names:
         expression = expression.struct.field(name)
     return expression
-
-
-def _columns(frame: pl.DataFrame, expressions: Mapping[str, pl.Expr]) -> dict[str, list[Any]]:
-    return frame.select(**expressions).to_dict(as_series=False)
-
-
-_PROFILE = {
-    "neuron": _field("profile", "neuron"),
-    "spectral": _field("profile", "spectral"),
-    "clean_accuracy": _field("clean_accuracy"),
-    "parameters": _field("parameters"),
-}
 
 
 def _layer(*names: str) -> pl.Expr:
@@ -173,39 +180,52 @@ _LAYERS = (
 )
 
 
+_FIRST = _field("layers").list.first().struct
+_COLUMNS: dict[Kind, list[pl.Expr]] = {
+    "train": [_field("epochs"), pl.col("versions"), pl.col("machine")],
+    "profile": [
+        *(_field("profile", name) for name in ("neuron", "spectral", "skipped")),
+        *(_field(name) for name in ("clean_accuracy", "parameters")),
+        _LAYERS,
+    ],
+    "retrieval": [_field(name.removeprefix("recall_")).alias(name) for name in RECALLS],
+    "attack": [_field(name) for name in ("eps", "robust_accuracy", "curve", "clean_loss", "adversarial_loss")],
+    "bound": [
+        *(_field(name) for name in ("gap_bound", "radii")),
+        *(_field("bounds", name) for name in ("lipschitz", "lipschitz_structure", "lipschitz_lower")),
+    ],
+    "universal": [_field("accuracy").alias("universal_accuracy"), _field("eps").alias("universal_eps")],
+    "query": [_field("robust_accuracy").alias("query_accuracy")],
+    "transferred": [_field("robust_accuracy").alias("transferred_accuracy")],
+    "mechanism": [
+        _field("amplification"),
+        _FIRST.field("alignment"),
+        _FIRST.field("baseline").alias("alignment_baseline"),
+    ],
+}
+"""What is read of each kind's records."""
+
+
 def _threat(norm: ThreatNorm, frames: Mapping[Slot, pl.DataFrame], profile: pl.DataFrame) -> dict[str, list[Any]]:
     """All columns of one norm, named after it."""
     attack, bound = frames.get(("attack", norm)), frames.get(("bound", norm))
     found: dict[str, list[Any]] = {}
     if attack is not None:
-        judged = {name: _field(name) for name in ("eps", "robust_accuracy", "clean_loss", "adversarial_loss")}
-        found |= _columns(attack, judged | {"curve": _field("curve")})
-        clean = profile.select(_field("clean_accuracy"))["clean_accuracy"].to_list()
-        pairs = zip(found["robust_accuracy"], clean, strict=True)
+        found |= _lists(attack, "eps", "robust_accuracy")
+        found["curve"], certified = _certified(attack["curve"].to_list(), found["eps"], bound)
+        pairs = zip(found["robust_accuracy"], profile["clean_accuracy"], strict=True)
         found["robust_over_clean"] = [left / whole if left is not None and whole else None for left, whole in pairs]
-        losses = zip(found.pop("adversarial_loss"), found.pop("clean_loss"), strict=True)
+        losses = zip(attack["adversarial_loss"], attack["clean_loss"], strict=True)
         found["gap"] = [None if after is None else after - before for after, before in losses]
-        found["curve"], found["certified_accuracy"] = _certified(found["curve"], found["eps"], bound)
+        found["certified_accuracy"] = certified
     if bound is not None:
-        fields = ("lipschitz", "lipschitz_structure", "lipschitz_lower")
-        found |= _columns(bound, {"gap_bound": _field("gap_bound")} | {one: _field("bounds", one) for one in fields})
+        found |= _lists(bound, "gap_bound", "lipschitz", "lipschitz_structure", "lipschitz_lower")
     elif attack is not None:
         found["gap_bound"] = [None] * len(profile)
-    first = _field("layers").list.first().struct
-    more: dict[Kind, dict[str, pl.Expr]] = {
-        "universal": {"universal_accuracy": _field("accuracy"), "universal_eps": _field("eps")},
-        "query": {"query_accuracy": _field("robust_accuracy")},
-        "transferred": {"transferred_accuracy": _field("robust_accuracy")},
-        "mechanism": {
-            "amplification": _field("amplification"),
-            "alignment": first.field("alignment"),
-            "alignment_baseline": first.field("baseline"),
-        },
-    }
-    for kind, expressions in more.items():
+    for kind in ("universal", "query", "transferred", "mechanism"):
         frame = frames.get((kind, norm))
         if frame is not None:
-            found |= _columns(frame, expressions)
+            found |= _lists(frame, *(one.meta.output_name() for one in _COLUMNS[kind]))
     return {f"{name}_{norm}": values for name, values in found.items()}
 
 
@@ -219,7 +239,7 @@ def _certified(
         if bound is None:
             shares[eps] = [None] * len(curves)
             continue
-        reached = _field("radii").list.eval(((pl.element() > 0) & (pl.element() >= eps)).mean()).list.first()
+        reached = pl.col("radii").list.eval(((pl.element() > 0) & (pl.element() >= eps)).mean()).list.first()
         shares[eps] = bound.select(share=reached)["share"].to_list()
     full = [
         None if curve is None else [{**point, "certified_accuracy": shares[point["eps"]][row]} for point in curve]
@@ -230,16 +250,10 @@ def _certified(
 
 def _warnings(frames: Mapping[Slot, pl.DataFrame]) -> set[str]:
     """What could not be measured, bounded or explained for some model."""
-    skipped = frames["profile", None].select(one=_field("profile", "skipped").explode())["one"].drop_nulls().unique()
+    skipped = frames["profile", None]["skipped"].explode().drop_nulls().unique()
     found = {not_measured(one["kind"], one["name"], one["reason"]) for one in skipped.to_list()}
     for (kind, norm), frame in frames.items():
         if norm is not None:
             reasons = frame.filter(pl.col("status") == "skipped")["reason"].drop_nulls().unique()
             found |= {not_done(kind, norm, reason) for reason in reasons}
     return found
-
-
-def _origin(key: Key | None, store: Store) -> tuple[dict[str, str], str]:
-    assert key is not None
-    record = store.load([key])[key]
-    return record.versions, record.machine

@@ -89,6 +89,20 @@ class Store:
                 raise StoreError("a store must be a folder that can be read", seen, remedy) from None
         return found
 
+    def sizes(self, part: str) -> dict[str, int]:
+        """Bytes of every file in a part of the store, by its path there."""
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                seen = f"{error.strerror}: {error.filename}"
+                raise StoreError(
+                    "a store must be a folder that can be read", seen, "choose another with --store"
+                ) from None
+
+        root = self.root / part
+        found = (Path(folder) / name for folder, _, names in os.walk(root, onerror=refuse) for name in names)
+        return {path.relative_to(root).as_posix(): path.lstat().st_size for path in found}
+
     def has(self, key: Key) -> bool:
         """Whether the stage is done or skipped."""
         return self.folder(key).is_dir()
@@ -131,16 +145,20 @@ class Store:
                 raise StoreError(f"records of {self.root / 'stages' / kind} must make sense", seen, remedy) from None
         return found
 
-    def table(self, kind: Kind, names: set[str]) -> polars.DataFrame:
-        """Records of one kind as a table, one row each."""
+    def table(self, kind: Kind, names: set[str], columns: Sequence[polars.Expr] = ()) -> polars.DataFrame:
+        """Records of one kind as a table, one row each; where columns are named, the id and those."""
+        columns = [polars.col("id"), *columns] if columns else []
         parts = []
         left = set(names)
-        for segment in self._segments(kind):
-            part = segment.filter(polars.col("id").is_in(list(left)))
-            left -= set(part["id"])
-            parts.append(part)
+        for path, copied in self._segments(kind):
+            here = left & copied
+            if here:
+                with contextlib.suppress(StoreError):
+                    parts.append(tables.read(kind, [path], columns).filter(polars.col("id").is_in(list(here))))
+                    left -= here
         if left or not parts:
-            parts.append(tables.read(kind, self._records(DONE, kind, left)))
+            loose = tables.read(kind, self._records(DONE, kind, left))  # many files are read sooner whole than in part
+            parts.append(loose.select(columns or polars.all()))
         return polars.concat(parts)
 
     def add(self, key: Key, fill: Callable[[Path], StageRecord]) -> StageRecord:
@@ -187,7 +205,7 @@ class Store:
         from stages that are gone is dropped."""
         for kind in KINDS:
             names = {name for _, name in self.finished([kind])}
-            copied = {name for segment in self._segments(kind) for name in segment["id"]}
+            copied = {name for _, ids in self._segments(kind) for name in ids}
             if not copied <= names:  # stages were deleted by hand; done again, they will differ from their copies
                 self._drop_segments(kind)
                 copied = set()
@@ -212,10 +230,11 @@ class Store:
     def _drop_segments(self, kind: Kind) -> None:
         shutil.rmtree(self.root / "segments" / kind, ignore_errors=True)
 
-    def _segments(self, kind: Kind) -> Iterator[polars.DataFrame]:
+    def _segments(self, kind: Kind) -> Iterator[tuple[Path, set[str]]]:
+        """Those that can be read, and whose records they hold; they are copies, the directories have the records."""
         for path in sorted((self.root / "segments" / kind).glob("*.parquet")):
-            with contextlib.suppress(StoreError, FileNotFoundError):  # a copy: the directories hold the records
-                yield tables.read(kind, [path])
+            with contextlib.suppress(StoreError):
+                yield path, set(tables.read(kind, [path], [polars.col("id")])["id"])
 
     # --- who is at what ---------------------------------------------------------------------------------------------
 
@@ -299,8 +318,8 @@ class Store:
 class Writing:
     """Turns the file system's refusals into one sentence."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, what: str = "store") -> None:
+        self.root, self.what = root, what
 
     def __enter__(self) -> None:
         pass
@@ -309,7 +328,9 @@ class Writing:
         if isinstance(error, OSError):
             seen = error.strerror or str(error).splitlines()[0]
             raise StoreError(
-                f"the store {self.root} must be writable", seen, "free some space or choose another folder with --out"
+                f"the {self.what} {self.root} must be writable",
+                seen,
+                "free some space or choose another folder with --out",
             ) from None
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from pinchpoint.records import Correlation, Family, Level, Peak, Summary, ThreatNorm
 from pinchpoint.study.claims import RECALLS
-from pinchpoint.study.config import FamilyConfig, StudyConfig
+from pinchpoint.study.config import FamilyConfig, StudyConfig, no_collecting
 from pinchpoint.study.findings import bound_finding, findings, headline
 from pinchpoint.study.judge import judge
 from pinchpoint.study.plan import Plan
@@ -47,6 +47,7 @@ class Failed(Protocol):
         """Why."""
 
 
+@no_collecting()
 def summarise(config: StudyConfig, planned: Plan, found: Rows, failures: Sequence[Failed] = ()) -> Summary:
     """Summarise the models that are there.
 
@@ -72,7 +73,7 @@ def summarise(config: StudyConfig, planned: Plan, found: Rows, failures: Sequenc
         verdicts=judge(config.claims, rows),
         models=rows,
         members=found.members,
-        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, found, failures)],
+        notes=[*map(bound_finding, bound_vs_gap), *_notes(config, planned, found, norms, failures)],
         versions=found.versions,
         machine=found.machine,
     )
@@ -151,9 +152,9 @@ def _number(value: object) -> float:
 def _peak(rows: list[dict[str, Any]], levels: Sequence[Level], norm: ThreatNorm) -> Peak | None:
     """Whether, in every seed (two or more), an inner level lies above both ends of the family."""
     key = f"robust_accuracy_{norm}"
-    seeds = {row["seed"] for row in rows}
-    for seed in seeds:
-        values = [row[key] for row in rows if row["seed"] == seed]  # rows stand in the order of levels
+    seeds = _places(rows)
+    for places in seeds.values():
+        values = [rows[place][key] for place in places]  # rows stand in the order of levels
         if len(values) != len(levels) or max(values[1:-1], default=0.0) <= max(values[0], values[-1]):
             return None
     best = max(levels, key=lambda level: level.mean.get(key) or 0.0)
@@ -171,15 +172,10 @@ def _correlation(
 ) -> Correlation:
     column = against if against in rows[0] else f"{against}_{norm}"
     x = [row.get(column) for row in rows]
-    seeds = [row["seed"] for row in rows]
     rho, p_value = spearman(x, values)
     if len(rows) <= _MOST_PERMUTED:
-        found = associate(x, values, seeds)
+        found = associate(x, values, [row["seed"] for row in rows])
         p_value = None if rho is None or found is None else found.p_value
-    by_seed: list[float | None] = []
-    for seed in sorted(set(seeds)):
-        index = [i for i, one in enumerate(seeds) if one == seed]
-        by_seed.append(spearman([x[i] for i in index], [values[i] for i in index])[0])
     return Correlation(
         metric=metric,
         against=against,
@@ -188,8 +184,19 @@ def _correlation(
         rho=rho,
         p_value=p_value,
         models=len(rows),
-        rho_by_seed=by_seed,
+        rho_by_seed=[
+            spearman([x[place] for place in places], [values[place] for place in places])[0]
+            for _, places in sorted(_places(rows).items())
+        ],
     )
+
+
+def _places(rows: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
+    """Where the rows of each seed stand."""
+    found: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(row["seed"], []).append(place)
+    return found
 
 
 def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float]) -> list[Correlation]:
@@ -202,7 +209,9 @@ def _bound_vs_gap(rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float])
     ]
 
 
-def _notes(config: StudyConfig, planned: Plan, found: Rows, failures: Sequence[Failed]) -> list[str]:
+def _notes(
+    config: StudyConfig, planned: Plan, found: Rows, norms: Iterable[ThreatNorm], failures: Sequence[Failed]
+) -> list[str]:
     notes = []
     finished = {row["run"] for row in found.rows}
     missing = [task.label for task in planned.tasks if task.id not in finished]
@@ -222,7 +231,7 @@ def _notes(config: StudyConfig, planned: Plan, found: Rows, failures: Sequence[F
     above = {
         (row["run"], norm)
         for row in found.rows
-        for norm in _norms(found.rows)
+        for norm in norms
         if (allowed := row.get(f"gap_bound_{norm}")) is not None and row[f"gap_{norm}"] > allowed
     }
     if above:

@@ -13,6 +13,9 @@ from pinchpoint.errors import StoreError
 from pinchpoint.records import RESULTS, STORE_SCHEMA, StageRecord
 from pinchpoint.study import columns
 
+_VERSION = "version of the file"
+_GROUP = 1000
+"""Rows that lie together in a file: a reader of some columns holds no more of the others."""
 _COMMON = {name: field for name, field in StageRecord.model_fields.items() if name != "result"}
 
 
@@ -52,23 +55,26 @@ def records(kind: str, table: polars.DataFrame) -> list[StageRecord]:
 def write(table: polars.DataFrame, path: Path) -> None:
     """A table as a file. What the file system refuses is an OSError, which polars would wrap in words of its own."""
     content = io.BytesIO()
-    table.write_parquet(content, statistics=False)
+    table.write_parquet(content, statistics=False, row_group_size=_GROUP)
     path.write_bytes(content.getbuffer())
 
 
-def read(kind: str, files: Sequence[Path]) -> polars.DataFrame:
-    """Files of one kind as one table.
+def read(kind: str, files: Sequence[Path], columns: Sequence[polars.Expr] = ()) -> polars.DataFrame:
+    """Files of one kind as one table; where columns are named, those alone, and the rest is never held whole.
 
     Raises:
         StoreError: for a file that is damaged, or written by a newer version; it is named.
     """
     if not files:
-        return polars.DataFrame(schema=schema(kind))
+        return polars.DataFrame(schema=schema(kind)).select(columns or polars.all())
     try:
-        table = polars.read_parquet(list(files), hive_partitioning=False, glob=False)
-        known = int(table["store_schema"].max()) <= STORE_SCHEMA  # type: ignore[arg-type]
-        if known and table.schema == polars.Schema(schema(kind)) and table.height >= len(files):
-            return table
+        content = polars.scan_parquet(list(files), hive_partitioning=False, glob=False)
+        alike = content.collect_schema() == polars.Schema(schema(kind))
+        version = polars.col("store_schema").alias(_VERSION)
+        table = content.select(version, *(columns or [polars.all()])).collect(engine="streaming")
+        known = int(table[_VERSION].max()) <= STORE_SCHEMA  # type: ignore[arg-type]
+        if known and alike and table.height >= len(files):
+            return table.drop(_VERSION)
     except (polars.exceptions.PolarsError, OSError, TypeError, ValueError):
         pass
     for file in files:

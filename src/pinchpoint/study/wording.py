@@ -29,6 +29,8 @@ _NAMES = {
     **{f"recall_image_to_text_{k}": f"recall at {k} of an image’s captions" for k in (1, 5, 10)},
     **{f"recall_text_to_image_{k}": f"recall at {k} of a caption’s image" for k in (1, 5, 10)},
 }
+WITHOUT_BUDGET = ("lipschitz", "lipschitz_structure", "lipschitz_lower")
+"""Measured in a norm, whatever the budget."""
 
 
 def name(metric: str) -> str:
@@ -98,7 +100,7 @@ def sentence(
     correction: Correction,
 ) -> str:
     """The verdict on one claim in a sentence: what was found, how large, how sure, and why not if it is undecided."""
-    under = f" under {how.norm} {eps:g}" if eps is not None else f" under {how.norm}" if how.norm else ""
+    under = f" under {how.norm} {eps:g}" if eps is not None else f" in {how.norm}" if how.norm else ""
     what = f"{name(how.metric)}{under}"
     if isinstance(how, ContrastConfig):
         said, figures = _contrast(how, what, reading)

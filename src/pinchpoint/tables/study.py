@@ -17,11 +17,23 @@ _COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_ac
 
 
 def legend(summary: Summary) -> str:
-    budgets = [f"{norm} {eps:g}" for norm in ("linf", "l2") if (eps := summary.models[0].get(f"universal_eps_{norm}"))]
-    return (
-        "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
-        f"UA: under one universal perturbation ({', '.join(budgets)}); gap: adversarial minus clean loss.\n"
-    )
+    """What the heads of ``summary_tables`` mean."""
+    said = "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
+    if _universal(summary):
+        budgets = [f"{norm} {eps:g}" for norm in _NORMS if (eps := _first(summary, f"universal_eps_{norm}"))]
+        said += f"UA: under one universal perturbation ({', '.join(budgets)}); "
+    return f"{said}gap: adversarial minus clean loss.\n"
+
+
+_NORMS = ("linf", "l2", "l1")
+
+
+def _first(summary: Summary, key: str) -> float | None:
+    return next((row[key] for row in summary.models if row.get(key) is not None), None)
+
+
+def _universal(summary: Summary) -> bool:
+    return any(_first(summary, f"universal_accuracy_{norm}") is not None for norm in _NORMS)
 
 
 def plan_tables(
@@ -94,20 +106,17 @@ def garbage_table(kinds: Mapping[str, tuple[int, int]]) -> Table:
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
     """One table a family, one line a level: means over seeds. Narrow enough for 80 columns."""
+    eps = {norm: found for norm in _NORMS if (found := _first(summary, f"eps_{norm}")) is not None}
+    budgets = ", ".join(f"{norm} {budget:g}" for norm, budget in eps.items())
+    shown = {key: head for key, head in _COLUMNS.items() if key != "universal_accuracy" or _universal(summary)}
     for family in summary.families:
-        eps = {norm: summary.models[0].get(f"eps_{norm}") for norm in ("linf", "l2")}
-        norms = [norm for norm, value in eps.items() if value is not None]
-        budgets = ", ".join(f"{norm} {eps[norm]:g}" for norm in norms)
         title = f"{family.title} ({family.view} compressibility; {budgets})"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0)
         table.add_column("level")
-        for heading in ("compr", "SA"):
+        for heading in ("compr", "SA", *(f"{head}\n{norm}" for norm in eps for head in shown.values())):
             table.add_column(heading, justify="right")
-        for norm in norms:
-            for heading in _COLUMNS.values():
-                table.add_column(f"{heading}\n{norm}", justify="right")
+        keys = ["compressibility", "clean_accuracy", *(f"{key}_{norm}" for norm in eps for key in shown)]
         for level in family.levels:
-            keys = ["compressibility", "clean_accuracy", *(f"{key}_{norm}" for norm in norms for key in _COLUMNS)]
             values = [level.mean.get(key) for key in keys]
             table.add_row(level.label, *("-" if value is None else f"{value:.2f}" for value in values))
         yield table

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from pinchpoint.records import DecisionPlane, RepresentationPCA
-from pinchpoint.report.draw import Key, Panel, Row, Trace, number, plain, stack
+from pinchpoint.report.draw import Key, Panel, Row, Trace, begun, number, plain, stack
 from pinchpoint.report.palette import FAINT, INK, MUTED, SYMBOLS, family_color
 
 _COLORS = 6
@@ -60,7 +60,7 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
     space, true = _SPACES[plane.space], _name(plane.label, names)
     span = {"range": [plane.coordinates[0], plane.coordinates[-1]], "zeroline": False, "nticks": 6, "showgrid": False}
     row = Row(
-        title=f"sample {plane.sample}: {plain(true)} seen as {plain(_name(plane.adversarial_label, names))}",
+        title=f"sample {plane.sample}: {begun(true)} seen as {begun(_name(plane.adversarial_label, names))}",
         x="ℓ₂ along the perturbation",
         y="ℓ₂ across it, to the dominant direction",
         height=300,

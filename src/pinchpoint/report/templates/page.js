@@ -1,13 +1,18 @@
 "use strict";
-// The figures of a large study are packed (zlib, base64) to keep the page small.
+// Figures, and plotly beside images, may be packed (zlib, base64) to keep the page small.
 const unpack = async (element) => {
-  if (!("packed" in element.dataset)) return JSON.parse(element.textContent);
+  if (!("packed" in element.dataset)) return element.textContent;
   const bytes = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return JSON.parse(await new Response(stream).text());
+  return new Response(stream).text();
+};
+const library = async () => {
+  const element = document.getElementById("plotly");
+  if (element) document.head.append(Object.assign(document.createElement("script"), { textContent: await unpack(element) }));
 };
 
-unpack(document.getElementById("figures")).then((store) => {
+Promise.all([unpack(document.getElementById("figures")), library()]).then(([figures]) => {
+  const store = JSON.parse(figures);
   const root = document.documentElement;
   const coarse = matchMedia("(pointer: coarse)").matches;
   const KEEP = new Set(["x", "y", "z", "text", "customdata", "ticktext", "tickvals"]);
@@ -188,6 +193,70 @@ unpack(document.getElementById("figures")).then((store) => {
       });
     });
   });
+
+  // ---- definitions: a title becomes a tip, on hover and on focus; Escape puts it away
+  const tip = Object.assign(document.createElement("div"), { id: "tip", className: "tip", hidden: true });
+  tip.setAttribute("role", "tooltip");
+  document.body.append(tip);
+  let owner = null, leaving = 0;
+  const fold = () => {
+    if (owner) owner.removeAttribute("aria-describedby");
+    owner = null;
+    tip.hidden = true;
+  };
+  const unfold = (element) => {
+    clearTimeout(leaving);
+    if (owner === element) return;
+    fold();
+    owner = element;
+    const entry = document.getElementById(`term-${element.dataset.term}`);
+    const [name, told] = [document.createElement("strong"), document.createElement("span")];
+    if (entry) {
+      name.textContent = entry.querySelector("dt").textContent;
+      told.append(...[...entry.querySelector("dd").cloneNode(true).childNodes].filter((node) => node.nodeName !== "A"));
+    } else told.textContent = element.dataset.tip;
+    tip.replaceChildren(name, told);
+    tip.hidden = false;
+    element.setAttribute("aria-describedby", "tip");
+    const [place, size] = [element.getBoundingClientRect(), tip.getBoundingClientRect()];
+    const below = place.bottom + 6 + size.height < innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(place.left, document.documentElement.clientWidth - size.width - 8))}px`;
+    tip.style.top = `${below ? place.bottom + 6 : Math.max(8, place.top - size.height - 6)}px`;
+  };
+  const leave = () => { leaving = setTimeout(fold, 150); };
+  document.querySelectorAll("main [title]").forEach((element) => {
+    if (element.hash) element.dataset.term = element.hash.replace("#term-", "");
+    element.dataset.tip = element.title;
+    element.removeAttribute("title");
+    element.addEventListener("pointerenter", () => unfold(element));
+    element.addEventListener("pointerleave", leave);
+    element.addEventListener("focus", () => unfold(element));
+    element.addEventListener("blur", fold);
+  });
+  tip.addEventListener("pointerenter", () => clearTimeout(leaving));
+  tip.addEventListener("pointerleave", leave);
+  addEventListener("keydown", (event) => { if (event.key === "Escape") fold(); });
+  addEventListener("scroll", fold, { passive: true });
+
+  // ---- commands are copied by a button
+  document.querySelectorAll(".copy").forEach((button) => {
+    const line = button.parentElement.querySelector("code");
+    const say = (text) => { button.firstChild.textContent = text; setTimeout(() => { button.firstChild.textContent = "Copy"; }, 1600); };
+    const mark = () => { getSelection().selectAllChildren(line); say("Marked"); };
+    button.hidden = false;
+    button.addEventListener("click", () =>
+      navigator.clipboard ? navigator.clipboard.writeText(line.textContent).then(() => say("Copied"), mark) : mark());
+  });
+
+  // ---- a link into something folded unfolds it
+  const reveal = () => {
+    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    for (let place = target; place; place = place.parentElement) if (place.nodeName === "DETAILS") place.open = true;
+    target.scrollIntoView();
+  };
+  addEventListener("hashchange", reveal);
+  reveal();
 
   // ---- which section is in view
   const links = new Map([...document.querySelectorAll(".sections a")].map((link) => [link.hash.slice(1), link]));
