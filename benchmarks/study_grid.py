@@ -73,7 +73,7 @@ class Grid:
                     "learning_rate": self.learning_rate,
                     "weight_decay": self.weight_decay,
                     "schedule": "cosine",
-                    "patience": None,
+                    "patience": self.epochs,  # never stopped: the epoch of lowest validation loss, as the script keeps it
                 },
                 "device": "cpu",
                 "audit": {"stages": ["attack"], "threats": threats, "steps": self.steps},

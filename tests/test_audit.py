@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from oracles.whole_audit import audit
 from pinchpoint.attack import Threat
-from pinchpoint.audit import AuditConfig, ThreatConfig, audit
 from pinchpoint.evaluate import accuracy, adversarial_loss
+from pinchpoint.inspection import AuditConfig, ThreatConfig
 from pinchpoint.records import Audit
 
 CONFIG = AuditConfig(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pinchpoint.bound import alignment, certified_radii, gap_bound, lipschitz, margins, structure_scale
     from pinchpoint.errors import PinchpointError
     from pinchpoint.evaluate import robust_accuracy, robust_curve
+    from pinchpoint.inspection.audit import audit
     from pinchpoint.measure import k_for_residual, layers, profile, residual, spread
 
 __version__ = "0.1.0.dev0"
@@ -26,6 +27,7 @@ _HOMES = {
     "bound": ("alignment", "certified_radii", "gap_bound", "lipschitz", "margins", "structure_scale"),
     "errors": ("PinchpointError",),
     "evaluate": ("robust_accuracy", "robust_curve"),
+    "inspection.audit": ("audit",),
     "measure": ("k_for_residual", "layers", "profile", "residual", "spread"),
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "alignment",
     "apgd",
+    "audit",
     "certified_radii",
     "gap_bound",
     "k_for_residual",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from fractions import Fraction
 
@@ -14,7 +15,17 @@ from torch import nn
 
 from oracles.as_user import refused
 from oracles.threats import diagonal
-from pinchpoint.attack import Threat, apgd, cross_entropy, dlr, margin, targeted_apgd, targeted_dlr, targeted_margin
+from pinchpoint.attack import (
+    Threat,
+    apgd,
+    apgd_to_the_end,
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_apgd,
+    targeted_dlr,
+    targeted_margin,
+)
 from pinchpoint.attack.apgd_step import State, checkpoints, reconsider_sparsity, reconsider_step
 from pinchpoint.attack.targets import likeliest
 from pinchpoint.errors import ThreatError
@@ -331,6 +342,20 @@ def test_dropping_fallen_samples_changes_no_verdict(trained, sample, norm, eps, 
     fallen = trained(x_adv).argmax(1) != y
     assert 20 < int(fallen.sum()) < 130
     assert torch.equal(fallen, witness.fallen)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 2.0)])
+def test_one_run_to_the_end_finds_what_two_find(trained, sample, norm, eps):
+    """Nothing but the rounding of products with fewer rows lies between them."""
+    x, y = sample
+    model, x, threat = copy.deepcopy(trained).double(), x.double(), Threat(norm, eps)
+    best, fooling = apgd_to_the_end(model, x, y, threat, steps=20, seed=3)
+    assert torch.equal(best, apgd(model, x, y, threat, steps=20, drop_fallen=False, seed=3))
+    alone = apgd(model, x, y, threat, steps=20, seed=3)
+    wrong = model(alone).argmax(1) != y
+    assert 10 < int(wrong.sum()) < 140
+    assert torch.equal(model(fooling).argmax(1) != y, wrong)
+    torch.testing.assert_close(fooling, alone, rtol=0, atol=1e-9)
 
 
 def test_samples_that_fell_cost_nothing_more(trained, sample):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -62,8 +64,8 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
 def test_clipping_never_raises_the_norm_of_a_convolution(conv, factor):
-    nn.init.normal_(conv.weight).mul_(torch.linspace(0.1, 3, conv.weight.shape[-1]))
-    model = nn.Sequential(conv).double()
+    model = nn.Sequential(copy.deepcopy(conv)).double()
+    model[0].weight.data.normal_().mul_(torch.linspace(0.1, 3, conv.weight.shape[-1]))
     size = (5,) * (conv.weight.ndim - 2)
     changed = apply(model, {"kind": "clip", "layer": "0", "factor": factor, "keep_frobenius": False})
     before, after = (np.linalg.norm(convolution(one[0], size).dense().numpy(), 2) for one in (model, changed))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from oracles.as_user import refused
 
+from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
 from pinchpoint.inspection.clock import Clock, Pace, seconds
 

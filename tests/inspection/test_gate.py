@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.as_user import refused
 
+from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
 from pinchpoint.inspection.gate import check, holds
 

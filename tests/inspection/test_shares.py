@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles.as_user import refused
 from scipy.stats import binom, norm
 
+from oracles.as_user import refused
 from pinchpoint.errors import DataError
 from pinchpoint.inspection.shares import counted, paired, share
 

@@ -18,10 +18,13 @@ from pinchpoint.errors import CheckpointError, ConfigError, ModelError
 from pinchpoint.learn import ModelConfig, build
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.learn.source import open_model, parse_size
+from pinchpoint.learn.source import open_model, parse_size, with_known_normalisation
 from pinchpoint.learn.weights import put, read_tensors
 
-WAYS = "a model is a checkpoint folder, a .safetensors file, timm:NAME, torchvision:NAME or open_clip:NAME"
+WAYS = (
+    "a model is a checkpoint folder, a .safetensors or .pt2 file, timm:NAME, torchvision:NAME, open_clip:NAME or "
+    "py:MODULE:FACTORY"
+)
 SMALL = Architecture(depth=8, width=4, channels=3, classes=5)
 
 
@@ -236,6 +239,70 @@ def test_tensors_that_do_not_fit(change, text):
         put(tensors, network, "FILE", "do something")
 
 
+# --- normalisation --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_known_about_the_normalisation(bare, checkpoint, tmp_path):
+    config = CheckpointConfig(
+        model=ModelConfig(hidden=(6,), mean=(0.5,), std=(0.25,)), input_shape=(1, 4, 4), classes=3
+    )
+    save(tmp_path / "other", build(config.model, config.input_shape, config.classes), config)
+    assert open_model(str(checkpoint)).normalisation == "none"
+    assert open_model(str(tmp_path / "other")).normalisation == "mean 0.5, std 0.25"
+    assert open_model(str(bare({"mean": "0.5", "std": "2"})[0])).normalisation == "mean 0.5, std 2"
+    source = open_model(str(bare()[0]))
+    assert source.normalisation is None
+    with refused(
+        ConfigError,
+        f"it must be known how the inputs of {source.name} are normalised, but got nothing that says so; give --normalize "
+        "none, imagenet or mean=0.5,0.5,0.5,std=0.25,0.25,0.25.",
+    ):
+        with_known_normalisation(source)
+    known = open_model(source.name, normalize="none")
+    assert (known.normalisation, with_known_normalisation(known)) == ("none", known)
+
+
+@pytest.mark.parametrize(
+    ("word", "mean", "std"),
+    [
+        ("none", (0, 0, 0), (1, 1, 1)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("mean=.1,0.2,3e-1,std=1,2,4", (0.1, 0.2, 0.3), (1, 2, 4)),
+        ("mean=0.5; std=0.25", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    ],
+)
+def test_normalisation_as_asked(bare, word, mean, std):
+    path, network = bare({"mean": "0.9", "std": "9"})
+    source = open_model(str(path), (8, 8), normalize=word)
+    x = torch.rand(2, 3, 8, 8)
+    expected = network((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+    torch.testing.assert_close(source.model(x), expected)
+    assert f"inputs are normalised as asked: {source.normalisation}" in source.notes
+
+
+@pytest.mark.parametrize(
+    "word", ["", "cifar", "mean=0.5", "mean=0.5,std=", "mean=a,std=1", "mean=0.5,std=0.5,x", "mean=1e9999,std=1"]
+)
+def test_normalisations_that_are_none(bare, word):
+    path, _ = bare()
+    with refused(
+        ConfigError,
+        "a normalisation is none, imagenet or mean=0.5,0.5,0.5,std=0.25,0.25,0.25, but got "
+        f"{word or 'an empty word'}; write one of those.",
+    ):
+        open_model(str(path), normalize=word)
+
+
+def test_normalisations_that_do_not_fit(bare, checkpoint):
+    path, _ = bare()
+    with refused(ModelError, "mean needs one value or one a channel, but got 2; give 3."):
+        open_model(str(path), normalize="mean=1,2,std=1,2")
+    with refused(
+        ModelError, "a checkpoint has its normalisation in it, but got mean 0.5, std 0.5; leave --normalize out."
+    ):
+        open_model(str(checkpoint), normalize="mean=0.5,std=0.5")
+
+
 # --- the two trained ResNets ----------------------------------------------------------------------------------------------
 
 
@@ -289,6 +356,18 @@ class TestLibraries:
             :, None, None
         ]
         torch.testing.assert_close(source.model(x), source.model.network(shifted))
+
+    @pytest.mark.parametrize(("word", "own"), [("none", (0, 1)), ("mean=0.5,std=0.25", (0.5, 0.25))])
+    def test_another_normalisation_is_kept_in_the_config(self, word, own):
+        source = open_model("timm:resnet10t", (64, 64), normalize=word)
+        x = torch.rand(1, 3, 64, 64)
+        expected = open_model("timm:resnet10t", (64, 64)).model.network((x - own[0]) / own[1])
+        torch.testing.assert_close(source.model(x), expected)
+        again = build(source.config, source.input_shape, 1000).eval()
+        again.load_state_dict(source.model.state_dict() if word != "none" else again.state_dict(), strict=True)
+        assert again[0].mean.flatten().tolist() == [own[0]]
+        assert again[0].std.flatten().tolist() == [own[1]]
+        assert source.normalisation == ("none" if word == "none" else "mean 0.5, std 0.25")
 
     def test_transformers_are_built_for_the_input_size(self):
         source = open_model("timm:vit_tiny_patch16_224", (32, 48))

@@ -89,7 +89,7 @@ def test_figures_are_numbered_in_order_and_each_has_a_text_for_screen_readers(te
     assert numbers == list(range(1, 10))
     plots = [item for item in outline(text).named("div") if item.get("class") == "plot"]
     assert len(plots) == 3 * 6 + 2 * 2 + 2
-    assert all(item["role"] == "img" and len(item["aria-label"] or "") > 60 for item in plots)
+    assert all(item["role"] == "group" and len(item["aria-label"] or "") > 60 for item in plots)
     assert text.count("<figcaption>") == 9
 
 

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import polars
 import pytest
 
 from oracles.stores import add, everything
 from pinchpoint.errors import ModelError
 from pinchpoint.records import StageRecord
-from pinchpoint.study import Store
+from pinchpoint.study import Store, tables
 from pinchpoint.study.store import mark
 
 HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
@@ -160,7 +161,33 @@ def test_records_from_segments_are_those_of_the_stages(finished, tmp_path):
     assert store.load(some) == {key: finished.records[key] for key in some}
     for kind in {key[0] for key in finished.records}:
         names = {key[1] for key in finished.records if key[0] == kind}
-        assert store.table(kind, names).sort("id").equals(loose.table(kind, names).sort("id"))
+        whole = loose.table(kind, names).sort("id")
+        assert store.table(kind, names).sort("id").equals(whole)
+        wanted = [polars.col("seconds") + 1, polars.col("result").alias("found")]
+        for one in (store, loose):
+            assert one.table(kind, names, wanted).sort("id").equals(whole.select("id", *wanted))
+
+
+def test_a_record_is_looked_for_in_its_own_segment_alone(finished, tmp_path, monkeypatch):
+    """However many others there are."""
+    store = Store(tmp_path)
+    records = [record for key, record in finished.records.items() if key[0] == "train"]
+    for record in records:
+        add(store, record)
+        store.compact(above=0)
+    paths = sorted((tmp_path / "segments" / "train").glob("*.parquet"))
+    assert len(paths) == len(records) > 2
+    whole: list[Path] = []
+    read = tables.read
+
+    def watched(kind, files, columns=()):
+        whole.extend([] if columns else files)
+        return read(kind, files, columns)
+
+    monkeypatch.setattr(tables, "read", watched)
+    assert store.load([("train", records[1].id)]) == {("train", records[1].id): records[1]}
+    assert len(whole) == 1
+    assert whole[0] in paths
 
 
 def test_few_records_need_no_segment(finished, tmp_path):

@@ -312,3 +312,37 @@ def test_a_peak_needs_every_seed(curves, expected):
     rows.sort(key=lambda row: (row["level"], row["seed"]))
     peak = _peak(rows, _levels(rows), "linf")
     assert (None if peak is None else peak.label) == expected
+
+
+def test_twice_the_models_are_looked_at_twice_as_often(finished, found, monkeypatch):
+    """The work of a summary grows with its models, not with their square."""
+    monkeypatch.setattr("pinchpoint.study.summary._MOST_PERMUTED", 0)
+    looks = 0
+
+    class Watched(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().get(key, default)
+
+    def took(times: int) -> int:
+        nonlocal looks
+        looks = 0
+        many = [
+            Watched(row | {"seed": row["seed"] + 2 * copy, "run": f"{row['run']}{copy}"})
+            for family in ("lasso", "rank")
+            for level in range(3)
+            for copy in range(times)
+            for row in found.rows
+            if (row["family"], row["level"]) == (family, level)
+        ]
+        assert len(many) == times * len(found.rows)
+        summarise(finished.config, finished.plan, dataclasses.replace(found, rows=many))
+        return looks
+
+    assert took(20) < 2.2 * took(10)

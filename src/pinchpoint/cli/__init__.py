@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 import pinchpoint
-from pinchpoint.cli import attack, compress, reproduce, store, study, train, weights
+from pinchpoint.cli import attack, audit, compress, reproduce, store, study, train, weights
 from pinchpoint.cli.options import err, out
 from pinchpoint.errors import ConfigError, PinchpointError
 
@@ -35,6 +35,8 @@ study.study_app.command("export")(store.export)
 study.study_app.command("gc")(store.gc)
 study.study_app.command("schema")(store.schema)
 app.add_typer(study.study_app, name="study")
+app.command("audit")(audit.audit)
+app.command("compare")(audit.compare)
 app.command("profile")(weights.profile)
 app.command("bound")(weights.bound)
 app.command("attack")(attack.attack)

@@ -1,8 +1,8 @@
 """``pinchpoint.audit``: any classifier, one call, everything a report shows.
 
-What is worth most comes first, so that a time budget cuts the sharpening and not the answer: weights, clean accuracy, bounds,
-a first look at every threat, mechanism and pinch points, the universal perturbation; then all samples, the curve, the checks
-for masked gradients, and the standard ensemble on what still stands.
+What is worth most comes first, so that a time budget cuts the sharpening and not the answer: weights, clean accuracy,
+bounds, a first look at every threat, mechanism and pinch points, the universal perturbation; then all samples, the curve,
+the checks for masked gradients, and the standard ensemble on what still stands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.bound.sheet import sheet
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.evaluate import adversarial_loss, cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
@@ -30,8 +31,8 @@ from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.inspection.shares import counted, paired
 from pinchpoint.inspection.steps import bound as bounded_by
-from pinchpoint.inspection.steps import explain
 from pinchpoint.inspection.threats import Judging
+from pinchpoint.inspection.trial import follow_advice
 from pinchpoint.learn.data import AnyDataset, DataConfig, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.source import Source, fitting, open_model
@@ -42,7 +43,10 @@ from pinchpoint.records import (
     AuditReport,
     Bounded,
     Example,
+    LayerMechanism,
     Mechanism,
+    Norm,
+    PairBounds,
     Pictures,
     PinchPoint,
     Profile,
@@ -50,11 +54,15 @@ from pinchpoint.records import (
     Share,
     Subject,
     ThreatReport,
+    Trial,
 )
 from pinchpoint.workshop import machine, versions
 
 _PIXELS = 3 * 32 * 32
 """Input numbers up to which nothing is spared; larger images get fewer samples where many passes are needed."""
+_BOUNDED: tuple[Norm, ...] = ("l2", "linf")
+CHANGES = ("clip", "rank floor", "frobenius ball")
+"""Actions on the audited model itself; pruning anew starts from another one."""
 _SHOWN = 4
 """Samples shown as images, under each threat."""
 
@@ -105,6 +113,7 @@ def audit(
     standard: bool = True,
     seed: int = 0,
     device: str = "auto",
+    try_advice: bool = False,
     told: Told | None = None,
     command: str | None = None,
 ) -> AuditReport:
@@ -120,6 +129,7 @@ def audit(
         standard: attack by the standard ensemble in the end, else by the quick one alone.
         seed: of everything drawn.
         device: ``cpu``, ``cuda``, ...; ``auto`` takes a GPU where there is one.
+        try_advice: follow the first advice on a copy, fine-tuned shortly, and see whether its prediction holds.
         told: told the phase that runs, and what is known so far.
         command: that makes the report again, for the report.
 
@@ -149,16 +159,18 @@ def audit(
         work = _Work(source, content, x, y, tuple(asked), effort, Clock(budget, told), seed)
         with eval_mode(source.model.to(place)):
             work.do()
+            if try_advice and source is sources[0]:
+                work.attempt()
         reports.append(work.report(command or _command(sources, content, asked, samples, seed)))
         verdicts.append(work)
     if len(reports) == 1:
         return reports[0]
-    rows = [paired("clean_accuracy", *(work.right.tolist() for work in verdicts))]
-    for place_, threat in enumerate(asked):
-        both = [work.judging[place_] for work in verdicts]
+    rows = [paired("clean_accuracy", verdicts[0].right.tolist(), verdicts[1].right.tolist())]
+    for number, threat in enumerate(asked):
+        both = [work.judging[number] for work in verdicts]
         count = min(one.judged for one in both)
-        standing = [(~one.fallen[:count]).tolist() for one in both]
-        rows.append(paired("robust_accuracy", *standing, norm=threat.norm, eps=threat.eps))
+        first, second = ((~one.fallen[:count]).tolist() for one in both)
+        rows.append(paired("robust_accuracy", first, second, norm=threat.norm, eps=threat.eps))
     comparison = words.comparison(reports[0].subject.name, reports[1].subject.name, rows)
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
 
@@ -214,6 +226,7 @@ class _Work:
     warnings: list[str] = field(default_factory=list)
     points: list[PinchPoint] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
+    trial: Trial | None = None
     pass_seconds: float = 0.0
 
     @property
@@ -224,7 +237,7 @@ class _Work:
         """Everything, in the order of its worth."""
         clock = self.clock
         with clock.phase("weights"):
-            self.profile: Profile = profile_of(self.model)
+            self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
             self.warnings += [not_measured(one.kind, one.name, one.reason) for one in self.profile.skipped]
             clock.done("weights", f"{len(self.profile.layers)} layers measured")
         with clock.phase("clean accuracy"):
@@ -254,12 +267,33 @@ class _Work:
         with clock.phase("advice"):
             curves = {one.threat.norm: one.curve() for one in self.judging}
             eps = {one.threat.norm: one.threat.eps for one in self.judging}
-            self.advice = advise(self.model, self.data.input_shape, self.points, self.profile, curves, eps)
+            self.advice = advise(
+                self.model,
+                self.data.input_shape,
+                self.points,
+                self.profile,
+                curves,
+                eps,
+                clean=self.clean,
+                subject=self.source.name,
+                data=self.data.name,
+            )
             named = {advice.id: advice.layers for advice in self.advice}
             self.points = [
                 point.model_copy(update={"advice": [key for key, layers in named.items() if point.layer in layers]})
                 for point in self.points
             ]
+
+    def attempt(self) -> None:
+        """Follow the first advice that changes something."""
+        advice = next((one for one in self.advice if one.predicted and one.action["kind"] in CHANGES), None)
+        if advice is None:
+            self.clock.left_out("trial", "no advice predicts anything")
+            return
+        with self.clock.phase("trial"):
+            count = min(one.searched for one in self.judging)
+            self.trial = follow_advice(self.model, self.data, advice, self.x[:count], self.y[:count], seed=self.seed)
+            self.clock.done("trial", self.trial.title)
 
     def _bound(self, threat: Threat) -> None:
         """Certified numbers, where the model can be bounded."""
@@ -282,12 +316,14 @@ class _Work:
         for threat in self.threats:
             start = self.clock.left
             losses, where = adversarial_loss(self.model, x, y, threat, steps=self.effort.steps, seed=self.seed)
-            self.pass_seconds = (start - self.clock.left) / (traced * self.effort.steps) if math.isfinite(start) else 0.0
+            self.pass_seconds = (
+                (start - self.clock.left) / (traced * self.effort.steps) if math.isfinite(start) else 0.0
+            )
             self.gaps[threat.norm] = float(losses.mean() - cross_entropy_loss(self.model, x, y).mean())
             self.moved[threat.norm] = where
             try:
-                self.mechanism.append(explain(self.model, x, where, _config(threat), AuditConfig()))
                 followed.append(follow(self.model, x, where, threat, seed=self.seed))
+                self.mechanism.append(_mechanism(followed[-1]))
             except ModelError as error:
                 self.warnings.append(not_done("mechanism", threat.norm, str(error)))
             if self.clock.part(0.1) < 3.0:
@@ -297,11 +333,19 @@ class _Work:
                 self.pictures.append(pictures(self.model, x, where, y, threat))
             except ModelError as error:
                 self.warnings.append(not_done("pictures", threat.norm, str(error)))
-        bounds = [one.bounds for one in self.bounded.values()]
         if followed:
-            self.points = pinch_points(self.profile, bounds, followed)
+            self.points = pinch_points(self.profile, followed)
             self.clock.say(words.pinched(self.points))
         self.clock.done("mechanism", f"{traced} samples followed through the network")
+
+    def _pairs(self) -> list[PairBounds]:
+        """How neighbouring layers are aligned, where the network could be bounded."""
+        norms = [norm for norm in _BOUNDED if norm in self.bounded]
+        if not norms or self.clock.part(0.05) < 1.0:
+            return []
+        return sheet(
+            self.model, norms=norms, input_shape=self.data.input_shape, budget_s=self.clock.part(0.03, 5.0)
+        ).pairs
 
     def _fool(self, threat: Threat) -> None:
         """One perturbation for all."""
@@ -324,14 +368,12 @@ class _Work:
     def _sharpen(self) -> None:
         """All samples, the curve, the checks, the standard ensemble; each as far as the time goes."""
         clock, count = self.clock, len(self.judging)
-        for name, work, share in (
-            ("all samples", lambda one, reserve: one.quickly(clock, len(self.x), reserve), 0.4),
-            ("curve", lambda one, reserve: one.search(clock, reserve), 0.5),
-        ):
-            with clock.phase(name):
-                for place, one in enumerate(self.judging):
-                    reserve = 0.0 if clock.budget is None else clock.left * (1 - share / (count - place))
-                    work(one, reserve)
+        with clock.phase("all samples"):
+            for place, one in enumerate(self.judging):
+                one.quickly(clock, len(self.x), self._reserve(0.4 / (count - place)))
+        with clock.phase("curve"):
+            for place, one in enumerate(self.judging):
+                one.search(clock, self._reserve(0.5 / (count - place)))
         with clock.phase("checks"):
             for one in self.judging:
                 if clock.part(0.2) < 40 * self.pass_seconds * self.effort.checked:
@@ -343,8 +385,7 @@ class _Work:
         with clock.phase("standard ensemble"):
             for place, one in enumerate(self.judging):
                 if self.effort.standard:
-                    reserve = 0.0 if clock.budget is None else clock.left * (1 - 1 / (count - place))
-                    one.sharply(clock, reserve + 0.02 * (clock.budget or 0.0))
+                    one.sharply(clock, self._reserve(0.95 / (count - place)))
                 clock.done(f"attack {one.threat}", one.name)
         for one in self.judging:
             if one.judged < len(self.x):
@@ -352,6 +393,10 @@ class _Work:
                     f"only {one.judged} of {len(self.x)} samples were judged under {one.threat}: the time was up"
                 )
             self._show(one)
+
+    def _reserve(self, share: float) -> float:
+        """Seconds to leave, of those that are left, by work that may take this share of them."""
+        return 0.0 if self.clock.budget is None else (1 - share) * self.clock.left
 
     def _show(self, one: Judging) -> None:
         """Images of the first samples that were right and fell."""
@@ -392,6 +437,7 @@ class _Work:
             threats=threats,
             pinch_points=self.points,
             advice=self.advice,
+            trial=self.trial,
             profile=self.profile,
             bounds=[one.bounds for one in self.bounded.values()],
             mechanism=self.mechanism,
@@ -426,6 +472,26 @@ class _Work:
 
 def _config(threat: Threat) -> ThreatConfig:
     return ThreatConfig(norm=threat.norm, eps=threat.eps)
+
+
+def _mechanism(followed: Gains) -> Mechanism:
+    """Where perturbations point, and how large they become; the paper's amplification is that of the head's input."""
+    return Mechanism(
+        norm=followed.threat.norm,
+        eps=followed.threat.eps,
+        amplification=followed.layers[-1].source_amplification,
+        layers=[
+            LayerMechanism(
+                name=one.name,
+                k=one.k,
+                alignment=one.alignment,
+                baseline=one.baseline,
+                amplification=one.amplification,
+            )
+            for one in followed.layers
+            if one.alignment is not None
+        ],
+    )
 
 
 def _class_names(data: AnyDataset) -> list[str] | None:

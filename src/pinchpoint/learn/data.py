@@ -229,9 +229,10 @@ def _split(
     x_test: npt.NDArray[Any],
     y_test: npt.NDArray[Any],
 ) -> Dataset:
-    if not np.issubdtype(y_train.dtype, np.integer) or int(min(y_train.min(), y_test.min())) < 0:
-        raise DataError("labels must be integers from 0", str(y_train.dtype), "encode the classes as 0, 1, 2, ...")
-    classes = int(max(y_train.max(), y_test.max())) + 1  # of the whole data set, whatever the limits leave
+    for labels in (y_train, y_test):
+        if not np.issubdtype(labels.dtype, np.integer) or int(labels.min()) < 0:
+            raise DataError("labels must be integers from 0", str(labels.dtype), "encode the classes as 0, 1, 2, ...")
+    classes = max(int(y_train.max()), int(y_test.max())) + 1  # of the whole data set, whatever the limits leave
     if classes > MOST_CLASSES:
         raise DataError(f"labels must be below {MOST_CLASSES}", classes - 1, "encode the classes as 0, 1, 2, ...")
     if class_names is not None and len(class_names) < classes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pinchpoint.errors import CheckpointError
 
+_MOST_SHARED = 16  # times that tensors may use the same numbers, as tied weights do
 _COUNTER = ".num_batches_tracked"  # of batch normalisation; old files lack it, and eval mode does not read it
 
 
@@ -32,10 +33,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         content, metadata = read_safetensors(path)
     else:
         try:
+            _check_sizes(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        except Exception as error:  # a hostile file can raise anything
             raise CheckpointError(
                 f"{path} must be a whole file of tensors, as torch.save(model.state_dict()) writes it",
                 (str(error) or type(error).__name__).splitlines()[0],
@@ -52,9 +54,32 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             odd[0] if odd else f"a {type(content).__name__} without any",
             "save model.state_dict() alone",
         )
+    _check_storage(path, tensors)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors, metadata
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive that says it holds more than the file has: ``torch.save`` packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                raise ValueError("parts that are longer than the file")
+
+
+def _check_storage(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are larger than what they were read from: copying them would fill the memory."""
+    total = 0
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            seen = f"{name}, {tuple(tensor.shape)} on {tensor.device}"
+            raise CheckpointError(f"{path} must hold plain tensors with all their numbers", seen, "save it again")
+        total += tensor.nbytes
+    if total > _MOST_SHARED * path.stat().st_size:
+        seen = f"{total} bytes of tensors in {path.stat().st_size}"
+        raise CheckpointError(f"{path} must hold the numbers of its tensors", seen, "save it again")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -66,7 +91,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} must be a whole safetensors file", str(error), "copy or download it again"
         ) from None

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pinchpoint.audit import steps
+from pinchpoint.inspection import steps
 from pinchpoint.learn import AnyDataset
 from pinchpoint.learn.models import ZeroShotConfig
 from pinchpoint.learn.retrieval import load_captions, retrieval

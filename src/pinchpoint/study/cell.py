@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from pinchpoint.adversarial import AdversarialConfig
-from pinchpoint.audit import AuditConfig
 from pinchpoint.errors import ConfigError
+from pinchpoint.inspection import AuditConfig
 from pinchpoint.learn import DataConfig, TrainConfig
 from pinchpoint.learn.models import ZeroShotConfig
 from pinchpoint.recipe import PenaltyConfig, Recipe

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from pinchpoint.audit import AuditConfig, ThreatConfig
+from pinchpoint.inspection import AuditConfig, ThreatConfig
 from pinchpoint.records import ThreatNorm
 from pinchpoint.study.cell import Cell
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from pinchpoint.attack import Threat, apgd, square
-from pinchpoint.audit import steps
-from pinchpoint.audit.config import ThreatConfig
 from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
+from pinchpoint.inspection import steps
+from pinchpoint.inspection.config import ThreatConfig
 from pinchpoint.learn import build, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.models import ModelConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from pinchpoint.audit.assemble import not_done, not_measured
 from pinchpoint.errors import StoreError
+from pinchpoint.inspection.assemble import not_done, not_measured
 from pinchpoint.records import Member, ThreatNorm
 from pinchpoint.study import columns
 from pinchpoint.study.claims import RECALLS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pinchpoint.audit import Found, assemble
 from pinchpoint.errors import StoreError
+from pinchpoint.inspection import Found, assemble
 from pinchpoint.records import SCHEMA_VERSION, Run, StageRecord
 from pinchpoint.study.graph import Key, Stage
 from pinchpoint.study.plan import Task

@@ -13,7 +13,6 @@ from pinchpoint.errors import StoreError
 from pinchpoint.records import RESULTS, STORE_SCHEMA, StageRecord
 from pinchpoint.study import columns
 
-_VERSION = "version of the file"
 _GROUP = 1000
 """Rows that lie together in a file: a reader of some columns holds no more of the others."""
 _COMMON = {name: field for name, field in StageRecord.model_fields.items() if name != "result"}
@@ -70,11 +69,11 @@ def read(kind: str, files: Sequence[Path], columns: Sequence[polars.Expr] = ()) 
     try:
         content = polars.scan_parquet(list(files), hive_partitioning=False, glob=False)
         alike = content.collect_schema() == polars.Schema(schema(kind))
-        version = polars.col("store_schema").alias(_VERSION)
-        table = content.select(version, *(columns or [polars.all()])).collect(engine="streaming")
-        known = int(table[_VERSION].max()) <= STORE_SCHEMA  # type: ignore[arg-type]
+        some = content.select("store_schema", *columns)
+        table = some.collect(engine="streaming") if columns else content.collect()
+        known = int(table["store_schema"].max()) <= STORE_SCHEMA  # type: ignore[arg-type]
         if known and alike and table.height >= len(files):
-            return table.drop(_VERSION)
+            return table.drop("store_schema") if columns else table
     except (polars.exceptions.PolarsError, OSError, TypeError, ValueError):
         pass
     for file in files:

@@ -117,9 +117,13 @@ def exhibits(reports: Sequence[AuditReport]) -> dict[str, Exhibit]:
     called = list(zip(names(reports), reports, strict=True))
     judged = {item.norm for report in reports for item in report.threats if item.curve}
     felt = {item.norm for report in reports for item in report.mechanism}
-    curves = [panels.curve(norm, [(name, one.threats) for name, one in called]) for norm in NORM_NAMES if norm in judged]
+    curves = [
+        panels.curve(norm, [(name, one.threats) for name, one in called]) for norm in NORM_NAMES if norm in judged
+    ]
     grown = [
-        panels.amplification(norm, [(name, one.mechanism) for name, one in called]) for norm in NORM_NAMES if norm in felt
+        panels.amplification(norm, [(name, one.mechanism) for name, one in called])
+        for norm in NORM_NAMES
+        if norm in felt
     ]
     made = (("curve", "Robust accuracy against the budget", curves), ("amplification", "Amplification by layer", grown))
     drawn = [(name, title, found) for name, title, found in made if found]

@@ -74,7 +74,7 @@ def text(report: AuditReport) -> str:
         lines += ["## The advice, tried", "", escaped(report.trial.said), "", *table(tables.trial(report.trial)), ""]
     if report.comparison:
         both = report.comparison
-        lines += [f"## {escaped(both.first)} and {escaped(both.second)}, compared", ""]
+        lines += ["## Two models compared", "", f"First: {escaped(both.first)}. Second: {escaped(both.second)}.", ""]
         lines += [*(f"- {escaped(line)}" for line in both.said), "", *table(tables.compared(both)), ""]
     found = warnings(report)
     lines += ["## Warnings", "", *([f"- {escaped(line)}" for line in found] or ["None."]), ""]

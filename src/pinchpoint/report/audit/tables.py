@@ -241,8 +241,8 @@ def compared(both: Comparison) -> Table:
         )
     heads = [
         Head("accuracy"),
-        Head(both.first, group="Accuracy"),
-        Head(both.second),
+        Head("first", group="Accuracy"),
+        Head("second"),
         Head("difference", "difference", group="Is it more than chance?"),
         Head("p", "p_value"),
         Head("both", group="Samples right in"),

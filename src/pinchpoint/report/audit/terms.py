@@ -66,18 +66,20 @@ _OWN: dict[str, Term] = {
     ),
     "operator_norm": Term(
         "Operator norm",
-        "The most by which the layer can stretch any change of its input.",
-        "‖W‖₂ = σ₁ = max ‖Wx‖₂ / ‖x‖₂",
+        "The most by which the layer, as it acts on its whole input, can stretch any change of it. A convolution’s is not "
+        "that of its filters written as a matrix, to which structure and scale belong.",
+        "max ‖f(x) − f(x′)‖₂ / ‖x − x′‖₂",
     ),
     "structure": Term(
         "Structure",
-        "What concentration alone adds to the operator norm: 1 if all directions are stretched alike, larger the fewer of "
-        "them carry the layer. Compression raises it.",
+        "What concentration alone adds to the norm of the layer’s matrix: 1 if all directions are stretched alike, larger "
+        "the fewer of them carry the layer. Compression raises it.",
         "structure = ‖W‖₂ √r / ‖W‖_F",
     ),
     "scale": Term(
         "Scale",
-        "What the size of the weights adds to the operator norm, however they are arranged. Weight decay lowers it.",
+        "What the size of the weights adds to the norm of the layer’s matrix, however they are arranged. Weight decay "
+        "lowers it.",
         "scale = ‖W‖_F / √r",
     ),
     "neighbour": Term(
@@ -131,7 +133,7 @@ _KEPT = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "eps", "gap"
 TERMS: dict[str, Term] = {name: SHARED[name] for name in _KEPT} | _OWN
 """In the order in which the glossary shows them."""
 
-_PAGES = {
+PAGES = {
     "attacks": ("robust_accuracy", "universal_accuracy", "settled", "eps"),
     "bounds": (
         "certified_accuracy", "median_radius", "gap_bound", "lipschitz", "structure", "scale", "operator_norm", "neighbour",
@@ -148,7 +150,7 @@ def docs(term: str) -> str | None:
     The address is that of ``Documentation`` among the package's URLs, so it is written in one place only.
     """
     site = address()
-    page = next((name for name, terms in _PAGES.items() if term in terms), None)
+    page = next((name for name, terms in PAGES.items() if term in terms), None)
     return f"{site}/{page}/" if site and page else None
 
 

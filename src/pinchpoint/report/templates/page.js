@@ -2,7 +2,9 @@
 // Figures, and plotly beside images, may be packed (zlib, base64) to keep the page small.
 const unpack = async (element) => {
   if (!("packed" in element.dataset)) return element.textContent;
-  const bytes = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
+  const text = atob(element.textContent);
+  const bytes = new Uint8Array(text.length);
+  for (let place = 0; place < text.length; place++) bytes[place] = text.charCodeAt(place);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).text();
 };
@@ -61,12 +63,13 @@ Promise.all([unpack(document.getElementById("figures")), library()]).then(([figu
       ...recolor(trace, "trace"),
       visible: !(trace.meta.groups || []).some((group) => off.has(group)),
     }));
-    return Plotly.react(element, data, themed(figure.layout, scale), {
+    Plotly.react(element, data, themed(figure.layout, scale), {
       responsive: true, displaylogo: false, scrollZoom: false, doubleClick: "reset",
       displayModeBar: coarse ? false : "hover",
       modeBarButtons: [["toImage", "resetScale2d"]],
       toImageButtonOptions: { filename: `pinchpoint-${element.id}`, scale: 2 },
     });
+    element.querySelectorAll("svg.main-svg").forEach((drawn) => drawn.setAttribute("aria-hidden", "true")); // the label says it
   };
   const drawAll = () => [...plots.keys()].forEach(draw);
   const drawInTurn = () => {
@@ -204,6 +207,13 @@ Promise.all([unpack(document.getElementById("figures")), library()]).then(([figu
     owner = null;
     tip.hidden = true;
   };
+  const beside = () => {
+    if (!owner) return;
+    const [place, size] = [owner.getBoundingClientRect(), tip.getBoundingClientRect()];
+    const below = place.bottom + 6 + size.height < innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(place.left, root.clientWidth - size.width - 8))}px`;
+    tip.style.top = `${below ? place.bottom + 6 : place.top - size.height - 6}px`;
+  };
   const unfold = (element) => {
     clearTimeout(leaving);
     if (owner === element) return;
@@ -218,10 +228,7 @@ Promise.all([unpack(document.getElementById("figures")), library()]).then(([figu
     tip.replaceChildren(name, told);
     tip.hidden = false;
     element.setAttribute("aria-describedby", "tip");
-    const [place, size] = [element.getBoundingClientRect(), tip.getBoundingClientRect()];
-    const below = place.bottom + 6 + size.height < innerHeight;
-    tip.style.left = `${Math.max(8, Math.min(place.left, document.documentElement.clientWidth - size.width - 8))}px`;
-    tip.style.top = `${below ? place.bottom + 6 : Math.max(8, place.top - size.height - 6)}px`;
+    beside();
   };
   const leave = () => { leaving = setTimeout(fold, 150); };
   document.querySelectorAll("main [title]").forEach((element) => {
@@ -236,7 +243,7 @@ Promise.all([unpack(document.getElementById("figures")), library()]).then(([figu
   tip.addEventListener("pointerenter", () => clearTimeout(leaving));
   tip.addEventListener("pointerleave", leave);
   addEventListener("keydown", (event) => { if (event.key === "Escape") fold(); });
-  addEventListener("scroll", fold, { passive: true });
+  addEventListener("scroll", beside, { passive: true, capture: true });
 
   // ---- commands are copied by a button
   document.querySelectorAll(".copy").forEach((button) => {

@@ -67,7 +67,7 @@ def _budgets(norm: ThreatNorm, models: Models) -> dict[str, Any]:
     )
     if norm != "linf" or most > _MOST_255THS / 255:
         return {}
-    step = next(step for step in (1, 2, 4, 8, 16, 32) if 255 * most / step <= 8)
+    step = next(step for step in (1, 2, 4, 8, 16, 32) if 255 * most / step <= 4.5)
     ticks = range(0, int(255 * most + 0.5) + 1, step)
     return {
         "tickvals": [number(tick / 255, 6) for tick in ticks],

@@ -1,4 +1,4 @@
-"""One model + data + threats -> one typed record: measured, bounded, attacked and explained."""
+"""All steps of a study's audit in turn, on one model: what its stages do one by one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pinchpoint.audit import steps
-from pinchpoint.audit.assemble import Found, assemble
-from pinchpoint.audit.config import AuditConfig, CaptionsConfig, ThreatConfig
 from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.inspection import steps
+from pinchpoint.inspection.assemble import Found, assemble
+from pinchpoint.inspection.config import AuditConfig
 from pinchpoint.learn.data import AnyDataset
 from pinchpoint.records import Audit
-
-__all__ = ["AuditConfig", "CaptionsConfig", "Found", "ThreatConfig", "assemble", "audit"]
 
 _Result = TypeVar("_Result")
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack import square
-from pinchpoint.audit.config import AuditConfig, ThreatConfig
 from pinchpoint.bound import (
     encoder,
     gap_bound_from_margins,
@@ -35,6 +34,7 @@ from pinchpoint.evaluate import (
     robust_curve,
     universal_accuracy,
 )
+from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import trace as trace_mechanism

@@ -1,0 +1,137 @@
+"""The first advice followed on a copy: did the prediction hold?
+
+The copy is fine-tuned for one epoch on some training samples, so is the model as it was, and both are judged under the
+attacks that made the prediction, on the same samples. The second is the fair rival: fine-tuning alone may help or harm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.evaluate import logits_of, smallest_eps
+from pinchpoint.evaluate.logits import misclassified
+from pinchpoint.inspection.changes import apply
+from pinchpoint.inspection.shares import counted
+from pinchpoint.learn.data import AnyDataset, Dataset
+from pinchpoint.learn.parallel import Alone
+from pinchpoint.learn.train_config import TrainConfig
+from pinchpoint.recipe import Recipe, continue_training
+from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
+
+_NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
+EPOCHS = 1
+SAMPLES = 2000
+"""Training samples of the fine-tuning, at most."""
+_TUNING = TrainConfig(
+    epochs=EPOCHS,
+    batch_size=64,
+    optimizer="sgd",
+    learning_rate=0.01,
+    weight_decay=5e-4,
+    schedule="cosine",
+    patience=None,
+)
+
+
+def follow_advice(
+    model: nn.Module,
+    data: AnyDataset,
+    advice: Advice,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int = 0,
+) -> Trial:
+    """Follow an advice on a copy of the model, and see what its predictions come to.
+
+    Args:
+        model: the audited one; it stays as it is.
+        data: its training part tunes both copies.
+        advice: whose ``action`` is done and whose predictions are held against what is measured.
+        x, y: samples it is judged on.
+        seed: of fine-tuning and attacks.
+
+    Raises:
+        ConfigError, ModelError: where the action cannot be done.
+    """
+    few = _few(data, SAMPLES)
+    changed = _tuned(apply(model, advice.action), few, seed)
+    plain = _tuned(copy.deepcopy(model), few, seed)
+    budgets = {(one.norm, one.eps) for one in advice.predicted if one.norm is not None}
+    after, rival = (_judged(one, budgets, x, y, seed) for one in (changed, plain))
+    outcomes = [
+        Outcome(
+            metric=one.metric,
+            norm=one.norm,
+            eps=one.eps,
+            before=one.before,
+            predicted=one.after,
+            low=one.low,
+            high=one.high,
+            measured=after[one.metric, one.norm, one.eps],
+            held=one.low <= after[one.metric, one.norm, one.eps] <= one.high,
+        )
+        for one in advice.predicted
+        if (one.metric, one.norm, one.eps) in after
+    ]
+    return Trial(
+        advice=advice.id,
+        title=advice.title,
+        epochs=EPOCHS,
+        samples=len(few.train),
+        outcomes=outcomes,
+        said=_said(advice, outcomes, after, rival),
+    )
+
+
+_Measured = dict[tuple[str, ThreatNorm | None, float | None], float]
+
+
+def _judged(
+    model: nn.Module, budgets: Collection[tuple[ThreatNorm | None, float | None]], x: Tensor, y: Tensor, seed: int
+) -> _Measured:
+    """Clean accuracy, and robust accuracy at every budget."""
+    with eval_mode(model):
+        right = ~misclassified(logits_of(model, x), y)
+        found: _Measured = {("clean_accuracy", None, None): counted(right.tolist()).value}
+        for norm in _NORMS:
+            mine = [eps for other, eps in budgets if other == norm and eps is not None]
+            if mine:
+                smallest, _ = smallest_eps(model, x, y, norm, max(mine), seed=seed)
+                for eps in mine:
+                    found["robust_accuracy", norm, eps] = counted((smallest > eps).tolist()).value
+        return found
+
+
+def _few(data: AnyDataset, most: int) -> Dataset:
+    """The first training samples, in memory; what is tuned is judged elsewhere."""
+    x, y = data.train.tensors(min(most, len(data.train)))
+    check = data.validation.tensors(min(256, len(data.validation)))
+    return Dataset(data.name, data.classes, x, y, *check, *check)
+
+
+def _tuned(model: nn.Module, data: Dataset, seed: int) -> nn.Module:
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    continue_training(model, Recipe(train=_TUNING), data, seed=seed, engine=Alone(device))
+    return model.eval()
+
+
+def _said(advice: Advice, outcomes: Sequence[Outcome], after: _Measured, rival: _Measured) -> str:
+    def alone(metric: str, norm: ThreatNorm | None, eps: float | None) -> str:
+        return f"{rival[metric, norm, eps]:.1%}"
+
+    parts = [
+        f"robust accuracy at {one.norm} {one.eps:.3g} went from {one.before:.1%} to {one.measured:.1%} where "
+        f"{one.predicted:.1%} ({one.low:.0%} to {one.high:.0%}) was predicted, so the prediction "
+        f"{'held' if one.held else 'failed'}; fine-tuning alone leads to {alone(one.metric, one.norm, one.eps)}"
+        for one in outcomes
+        if one.metric == "robust_accuracy"
+    ]
+    told = f": {'; '.join(parts)}" if parts else ", which predicts nothing that could be measured"
+    clean = f"{after['clean_accuracy', None, None]:.1%}, of fine-tuning alone {alone('clean_accuracy', None, None)}"
+    return f"Tried: {advice.title}{told}; clean accuracy is {clean}."

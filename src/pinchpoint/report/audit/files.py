@@ -1,0 +1,79 @@
+"""An audit as files: report.html, report.md, audit.json and figures/."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pinchpoint.errors import StoreError
+from pinchpoint.records import REPORT_SCHEMA, AuditReport
+from pinchpoint.report.audit import figures, markdown, page
+
+PAGE, TEXT, RECORD, FIGURES = "report.html", "report.md", "audit.json", "figures"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that takes no files, before an hour of work.
+
+    Raises:
+        StoreError: where it cannot be made or written.
+    """
+    there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if not there:
+            folder.rmdir()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} must be a folder that can be written",
+            error.strerror or str(error),
+            "choose another with --out",
+        ) from None
+
+
+def write(report: AuditReport, folder: Path) -> list[Path]:
+    """Write everything; the page comes last, so that whoever sees it sees the rest.
+
+    Returns:
+        The paths, the page first.
+
+    Raises:
+        StoreError: where the folder cannot be written.
+    """
+    drawn = figures.write(report, folder / FIGURES)
+    texts = {RECORD: report.model_dump_json(indent=1) + "\n", TEXT: markdown.text(report)}
+    try:
+        for name, content in texts.items():
+            beside = folder / f".{name}.writing"
+            beside.write_text(content, encoding="utf-8")
+            beside.replace(folder / name)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} must be a folder that can be written", error.strerror or str(error), "choose another with --out"
+        ) from None
+    return [page.write(report, folder / PAGE), folder / TEXT, folder / RECORD, *drawn]
+
+
+def read(folder: Path) -> AuditReport:
+    """The record of an audit's folder (or the file itself).
+
+    Raises:
+        StoreError: where there is none, it is damaged, or a newer version wrote it.
+    """
+    path = folder / RECORD if folder.is_dir() else folder
+    remedy = "name a folder that pinchpoint audit wrote with --out"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"an audit's folder holds {RECORD}", f"{path} ({error.strerror})", remedy) from None
+    try:
+        return AuditReport.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "no JSON"
+        rule = f"{path} must be an audit of schema {REPORT_SCHEMA}"
+        raise StoreError(rule, f"{where}: {first['msg']}", "audit the model again, or update pinchpoint") from None
