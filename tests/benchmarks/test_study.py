@@ -109,6 +109,7 @@ def test_differences_are_measured_in_ranges_of_seeds():
     assert found["mean_difference"] == pytest.approx(-0.1)
     assert found["largest_difference"] == pytest.approx(0.3)
     assert found["seed_range"] == pytest.approx(0.2)
+    assert found["mean_over_seed_range"] == pytest.approx(0.1 / 0.15)
     assert found["largest_over_seed_range"] == pytest.approx(1.5)
     same = [{"nuclear": 0.0, "lasso": 0.0, "a": 0.5}]
     assert study_grid.compared(same, same, ["a"])["a"]["largest_over_seed_range"] == 0.0

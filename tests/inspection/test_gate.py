@@ -29,7 +29,7 @@ conditions = st.recursive(
 @given(conditions)
 def test_as_python_reads_it(text: str) -> None:
     assert holds(text, NAMES) == eval(text, {"__builtins__": {}}, NAMES)
-    check(text)
+    check(text)  # these are names that a report may have
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_percent_and_fractions(text: str, value: bool) -> None:
         ("robust_accuracy", "its end"),
         ("robust_accuracy <", "its end"),
         ("1 < 2 3", "3"),
-        ("a = 1", "="),
-        ("(a < 1", "its end"),
-        ("a < 1)", ")"),
-        ("a < 1/0", "1/0"),
-        ("a < 1.2.3", "1.2.3"),
-        ("__import__('os') < 1", "("),
-        ("a and b", "and"),
-        ("a < -1", "-"),
+        ("neuron = 1", "="),
+        ("(neuron < 1", "its end"),
+        ("neuron < 1)", ")"),
+        ("neuron < 1/0", "1/0"),
+        ("neuron < 1.2.3", "1.2.3"),
+        ("neuron('os') < 1", "("),
+        ("neuron and spectral", "and"),
+        ("neuron < -1", "-"),
     ],
 )
 def test_what_is_no_condition(text: str, token: str) -> None:

@@ -137,5 +137,5 @@ def test_a_summary_satisfies_its_schema(finished):
 
 
 def test_schemas_are_written_beside_each_other(tmp_path):
-    assert [path.name for path in write(tmp_path / "new")] == ["study.json", "summary.json"]
+    assert [path.name for path in write(tmp_path / "new")] == ["study.json", "summary.json", "audit.json"]
     assert (tmp_path / "new" / "study.json").read_text(encoding="utf-8") == text_of(study_schema())

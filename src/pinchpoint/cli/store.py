@@ -111,13 +111,13 @@ def gc(
 
 
 def schema(
-    what: Annotated[str, typer.Argument(help="study or summary: which one to print.")] = "study",
+    what: Annotated[str, typer.Argument(help="study, summary or audit: which one to print.")] = "study",
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out", parser=folder, metavar="FOLDER", help="Write study.json and summary.json here instead."),
+        typer.Option("--out", parser=folder, metavar="FOLDER", help="Write all of them here instead, NAME.json each."),
     ] = None,
 ) -> None:
-    """Print the JSON schema of study files, or of summary.json, for editors and other programs."""
+    """Print the JSON schema of study files, of summary.json or of audit.json, for editors and other programs."""
     from pinchpoint.errors import ConfigError
     from pinchpoint.study import schema as schemas
 

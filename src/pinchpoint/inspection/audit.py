@@ -35,7 +35,7 @@ from pinchpoint.inspection.threats import Judging
 from pinchpoint.inspection.trial import follow_advice
 from pinchpoint.learn.data import AnyDataset, DataConfig, load
 from pinchpoint.learn.device import device_of
-from pinchpoint.learn.source import Source, fitting, open_model
+from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.measure import profile as profile_of
 from pinchpoint.pictures import pictures
 from pinchpoint.records import (
@@ -185,11 +185,12 @@ def _opened(model: str | Path | Source | nn.Module, data: AnyDataset) -> Source:
             x = data.test.tensors(1)[0].to(next((one.device for one in model.parameters()), torch.device("cpu")))
             logits = model(x)
         known = isinstance(logits, Tensor) and logits.ndim == 2
-        notes = ("it is taken to expect pixels in [0, 1]",)
-        source = Source(type(model).__name__, model, data.input_shape, logits.shape[1] if known else None, notes)
+        classes = logits.shape[1] if known else None
+        notes = ("a module is taken to expect pixels in [0, 1]",)
+        source = Source(type(model).__name__, model, data.input_shape, classes, notes, normalisation="none")
     else:
         source = model if isinstance(model, Source) else open_model(str(model), data.input_shape)
-    return fitting(source, data)
+    return fitting(with_known_normalisation(source), data)
 
 
 def _command(sources: Sequence[Source], data: AnyDataset, threats: Sequence[Threat], samples: int, seed: int) -> str:
@@ -421,7 +422,7 @@ class _Work:
             subject=Subject(
                 name=source.name,
                 notes=list(source.notes),
-                normalisation=getattr(source, "normalisation", None) or "part of the model",
+                normalisation=source.normalisation or "none",
                 parameters=sum(parameter.numel() for parameter in self.model.parameters()),
                 classes=int(source.classes or 0),
                 input_shape=list(self.data.input_shape),
@@ -430,7 +431,7 @@ class _Work:
                 name=self.data.name,
                 count=len(self.x),
                 of=len(self.data.test),
-                class_names=_class_names(self.data),
+                class_names=None if self.data.class_names is None else list(self.data.class_names),
             ),
             verdict=words.verdict(self.clean, threats, self.profile, self.points),
             clean=self.clean,
@@ -492,8 +493,3 @@ def _mechanism(followed: Gains) -> Mechanism:
             if one.alignment is not None
         ],
     )
-
-
-def _class_names(data: AnyDataset) -> list[str] | None:
-    names = getattr(data, "class_names", None)
-    return None if names is None else list(names)

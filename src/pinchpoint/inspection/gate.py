@@ -24,6 +24,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_NORMS = ("_linf", "_l2", "_l1")
 _TOKEN = re.compile(r"\s*(<=|>=|==|!=|<|>|\(|\)|[A-Za-z_][\w.]*|\d[\d.]*(?:[eE][-+]?\d+)?(?:\s*/\s*\d+|\s*%)?|\S)")
 
 
@@ -53,9 +54,17 @@ def check(condition: str) -> None:
     """Refuse what is no condition, before any work is done.
 
     Raises:
-        ConfigError: where it does not follow the grammar.
+        ConfigError: where it does not follow the grammar, or names what no report has.
     """
-    _Reader(condition, None).whole()
+    _Reader(condition, dict.fromkeys(_names(), 0.0)).whole()
+
+
+def _names() -> list[str]:
+    """Every name that a report may have a number for."""
+    threats = [f"{name}_accuracy{norm}" for name in ("robust", "universal", "certified") for norm in ("", *_NORMS)]
+    bounds = [f"lipschitz{norm}" for norm in _NORMS]
+    differences = ["difference_clean_accuracy", *(f"difference_robust_accuracy{norm}" for norm in _NORMS)]
+    return ["clean_accuracy", "neuron", "spectral", *threats, *bounds, *differences]
 
 
 def holds(condition: str, known: Mapping[str, float]) -> bool:
@@ -71,9 +80,9 @@ def holds(condition: str, known: Mapping[str, float]) -> bool:
 
 
 class _Reader:
-    """Reads from left to right, one token ahead; without known numbers names count as 0."""
+    """Reads from left to right, one token ahead."""
 
-    def __init__(self, text: str, known: Mapping[str, float] | None) -> None:
+    def __init__(self, text: str, known: Mapping[str, float]) -> None:
         self._text, self._known = text, known
         self._tokens = _TOKEN.findall(text)
         self._place = 0
@@ -138,8 +147,6 @@ class _Reader:
             return value / 100 if token.endswith("%") else value
         if not re.fullmatch(r"[A-Za-z_][\w.]*", token) or token in ("and", "or", "not"):
             raise self._wrong(token)
-        if self._known is None:
-            return 0.0
         if token not in self._known:
             near = difflib.get_close_matches(token, self._known, n=1)
             remedy = f"perhaps {near[0]} is meant" if near else f"use one of {', '.join(sorted(self._known))}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
 
-_NORMS = {"linf": "l_inf", "l2": "l_2", "l1": "l_1"}
+_NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 _LEVEL = 0.05
 
 
@@ -21,8 +21,8 @@ def _compressible(profile: Profile) -> str:
     share = round(100 * profile.layers[0].spectral.k / max(1, profile.layers[0].spectral.n))
     how = "strongly" if profile.spectral > 0.8 else "moderately" if profile.spectral > 0.5 else "hardly"
     return (
-        f"The network is {how} compressible: on average over its layers, the largest {share} % of the singular values hold "
-        f"{profile.spectral:.0%} of their energy, and the largest {share} % of the neurons {profile.neuron:.0%} of theirs."
+        f"The network is {how} compressible: on average over its layers, the largest {share}% of the singular values hold "
+        f"{profile.spectral:.0%} of their sum, and the largest {share}% of the neurons {profile.neuron:.0%} of the weight."
     )
 
 
@@ -45,10 +45,10 @@ def pinched(points: Sequence[PinchPoint]) -> str:
     first = [point for point in points if point.share >= 0.5 * points[0].share][:3]
     names = _joined([point.layer for point in first])
     total = sum(point.share for point in first)
-    verb = "pinches" if len(first) == 1 else "pinch"
+    verb = "Layer {} pinches" if len(first) == 1 else "Layers {} pinch"
     return (
-        f"{names} {verb}: {total:.0%} of what attacks gain over random noise on their way through the network is gained "
-        "there."
+        f"{verb.format(names)}: {total:.0%} of what attacks gain over random noise on their way through the network is "
+        "gained there."
     )
 
 

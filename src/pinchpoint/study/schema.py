@@ -1,4 +1,4 @@
-"""JSON schemas of study files and of summaries, for editors and other programs.
+"""JSON schemas of study files, of summaries and of audits, for editors and other programs.
 
 They come from the same models that validate, so an editor with a YAML language server completes keys and marks what
 ``pinchpoint study plan`` would refuse. Its first line says where the schema is:
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pinchpoint.records import Summary
+from pinchpoint.records import AuditReport, Summary
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.config import StudyConfig
 from pinchpoint.study.outputs import write_whole
@@ -80,7 +80,13 @@ def summary_schema() -> Schema:
     return {"$schema": _DRAFT, **schema, "title": "Pinchpoint summary"}
 
 
-SCHEMAS: dict[str, Callable[[], Schema]] = {"study": study_schema, "summary": summary_schema}
+def audit_schema() -> Schema:
+    """Of audit.json."""
+    schema = AuditReport.model_json_schema(mode="serialization")
+    return {"$schema": _DRAFT, **schema, "title": "Pinchpoint audit"}
+
+
+SCHEMAS: dict[str, Callable[[], Schema]] = {"study": study_schema, "summary": summary_schema, "audit": audit_schema}
 
 
 def text_of(schema: Schema) -> str:
@@ -89,7 +95,7 @@ def text_of(schema: Schema) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """study.json and summary.json.
+    """study.json, summary.json and audit.json.
 
     Raises:
         StoreError: where the folder cannot be written.
