@@ -167,7 +167,7 @@ def by_study(
 
 def beside_one_process(setting: Grid, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """Some cells of the grid in one process with one thread, and by Ray with two workers, which starts here."""
-    some = replace(setting, nuclear=setting.nuclear[1:2], lasso=setting.lasso[:2])
+    some = replace(setting, nuclear=setting.nuclear[1:3], lasso=setting.lasso[:2])
     rows, alone, _ = by_study(some, folder / "alone", workers=1)
     _, ray, _ = by_study(some, folder / "ray", engine="ray")
     details = {"cells": len(rows), "in_process_seconds": alone, "ray_seconds": ray, "ray_workers": WORKERS}

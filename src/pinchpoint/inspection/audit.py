@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.bound.sheet import sheet
-from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.evaluate import adversarial_loss, cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.evaluate.masking import masking_warnings
@@ -33,7 +33,7 @@ from pinchpoint.inspection.shares import counted, paired
 from pinchpoint.inspection.steps import bound as bounded_by
 from pinchpoint.inspection.threats import Judging
 from pinchpoint.inspection.trial import follow_advice
-from pinchpoint.learn.data import AnyDataset, DataConfig, load
+from pinchpoint.learn.data import AnyDataset, DataConfig, Dataset, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.measure import profile as profile_of
@@ -104,7 +104,7 @@ class Effort:
 
 def audit(
     model: str | Path | Source | nn.Module,
-    data: str | DataConfig | AnyDataset,
+    data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor],
     threats: Sequence[str | Threat] = ("linf:8/255",),
     *,
     against: str | Path | Source | nn.Module | None = None,
@@ -121,7 +121,8 @@ def audit(
 
     Args:
         model: what ``pinchpoint.learn.source.open_model`` takes, or a module that returns logits for inputs in [0, 1].
-        data: a name (``cifar10``, ``npz:PATH``, ``imagefolder:PATH``, ...), a configuration, or data.
+        data: a name (``cifar10``, ``npz:PATH``, ``imagefolder:PATH``, ...), a configuration, data, or inputs in [0, 1] and
+            labels: then those behind the first ``samples`` are what universal perturbations and trials are fitted on.
         threats: ``norm:eps`` in pixels.
         against: another model, judged on the same samples: ``comparison`` says what changed from ``model`` to it.
         samples: test samples, the first ones.
@@ -149,7 +150,7 @@ def audit(
         )
     if samples < 1:
         raise ConfigError("an audit needs one sample or more", samples, "use for example 1000")
-    content = data if not isinstance(data, str | DataConfig) else load(_named(data))
+    content = _loaded(data, samples)
     place = device_of(device)
     sources = [_opened(one, content) for one in (model, against) if one is not None]
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
@@ -175,8 +176,18 @@ def audit(
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
 
 
-def _named(data: str | DataConfig) -> DataConfig:
-    return data if isinstance(data, DataConfig) else DataConfig(name=data)
+def _loaded(data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor], samples: int) -> AnyDataset:
+    if isinstance(data, str | DataConfig):
+        return load(data if isinstance(data, DataConfig) else DataConfig(name=data))
+    if not isinstance(data, tuple):
+        return data
+    x, y = data
+    if len(x) != len(y) or not len(x) or y.ndim != 1 or y.is_floating_point() or int(y.min()) < 0:
+        seen = f"{tuple(x.shape)} inputs, {tuple(y.shape)} labels of {y.dtype}"
+        raise DataError("inputs come with a label each, a whole number from 0", seen, "give (x, y)")
+    rest, labels = x[samples:].float(), y[samples:]
+    classes = int(y.max()) + 1
+    return Dataset("tensors", classes, rest, labels, rest[:0], labels[:0], x[:samples].float(), y[:samples])
 
 
 def _opened(model: str | Path | Source | nn.Module, data: AnyDataset) -> Source:
@@ -288,8 +299,9 @@ class _Work:
     def attempt(self) -> None:
         """Follow the first advice that changes something."""
         advice = next((one for one in self.advice if one.predicted and one.action["kind"] in CHANGES), None)
-        if advice is None:
-            self.clock.left_out("trial", "no advice predicts anything")
+        if advice is None or len(self.data.train) == 0:
+            reason = "no advice predicts anything" if advice is None else "there are no training samples to tune on"
+            self.clock.left_out("trial", reason)
             return
         with self.clock.phase("trial"):
             count = min(one.searched for one in self.judging)
@@ -351,6 +363,9 @@ class _Work:
     def _fool(self, threat: Threat) -> None:
         """One perturbation for all."""
         effort = self.effort
+        if len(self.data.train) == 0:
+            self.clock.left_out(f"universal {threat}", "there are no training samples to fit it on")
+            return
         cost = self.pass_seconds * effort.fitted * effort.universal_steps
         if cost > 0.3 * self.clock.left:
             self.clock.left_out(f"universal {threat}", f"it would have taken {cost:.0f} s")

@@ -2,7 +2,7 @@
 
 condition   = comparison, or conditions joined by and, or, not and brackets
 comparison  = side (< | <= | > | >= | == | !=) side
-side        = a name of ``numbers``, or a number: 0.3, 3e-1, 30%, 1/3
+side        = a name of ``numbers``, or a number: 0.3, 3e-1, 30%, 1/3, -0.02
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _NORMS = ("_linf", "_l2", "_l1")
-_TOKEN = re.compile(r"\s*(<=|>=|==|!=|<|>|\(|\)|[A-Za-z_][\w.]*|\d[\d.]*(?:[eE][-+]?\d+)?(?:\s*/\s*\d+|\s*%)?|\S)")
+_TOKEN = re.compile(r"\s*(<=|>=|==|!=|<|>|\(|\)|[A-Za-z_][\w.]*|-?\d[\d.]*(?:[eE][-+]?\d+)?(?:\s*/\s*\d+|\s*%)?|\S)")
 
 
 def numbers(report: AuditReport) -> dict[str, float]:
@@ -138,7 +138,7 @@ class _Reader:
 
     def _side(self) -> float:
         token = self._take()
-        if token[0].isdigit():
+        if re.match(r"-?\d", token):
             whole = token.removesuffix("%").replace(" ", "")
             try:
                 value = float(Fraction(whole))

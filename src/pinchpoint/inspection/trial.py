@@ -111,7 +111,8 @@ def _judged(
 def _few(data: AnyDataset, most: int) -> Dataset:
     """The first training samples, in memory; what is tuned is judged elsewhere."""
     x, y = data.train.tensors(min(most, len(data.train)))
-    check = data.validation.tensors(min(256, len(data.validation)))
+    held = data.validation if len(data.validation) else data.train
+    check = held.tensors(min(256, len(held)))
     return Dataset(data.name, data.classes, x, y, *check, *check)
 
 
