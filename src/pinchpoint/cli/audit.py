@@ -78,12 +78,14 @@ def audit(
     """
     from pinchpoint.inspection import clock, gate
     from pinchpoint.inspection.audit import audit as run
+    from pinchpoint.inspection.audit import parsed
     from pinchpoint.learn.data import DataConfig, load
     from pinchpoint.report.audit.files import check_folder, write
 
     if fail_if is not None:
         gate.check(fail_if)
     seconds = None if budget is None else clock.seconds(budget)
+    threats = parsed(threat or ["linf:8/255"])
     check_folder(out_dir)
     content = load(DataConfig(name=data, image_size=image_size))
     sources = [_open(name, content, normalize) for name in (model, against) if name is not None]
@@ -91,7 +93,7 @@ def audit(
         report = run(
             sources[0],
             content,
-            threat or ("linf:8/255",),
+            threats,
             against=sources[1] if len(sources) > 1 else None,
             samples=samples,
             budget=seconds,

@@ -143,11 +143,7 @@ def audit(
     >>> len(report.verdict), report.threats[0].robust.of
     (3, 20)
     """
-    asked = [Threat.parse(one) if isinstance(one, str) else one for one in threats]
-    if not asked or len({one.norm for one in asked}) < len(asked):
-        raise ConfigError(
-            "an audit takes one threat or more, each norm once", [str(one) for one in asked], "leave one out"
-        )
+    asked = parsed(threats)
     if samples < 1:
         raise ConfigError("an audit needs one sample or more", samples, "use for example 1000")
     content = _loaded(data, samples)
@@ -174,6 +170,20 @@ def audit(
         rows.append(paired("robust_accuracy", first, second, norm=threat.norm, eps=threat.eps))
     comparison = words.comparison(reports[0].subject.name, reports[1].subject.name, rows)
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
+
+
+def parsed(threats: Sequence[str | Threat]) -> list[Threat]:
+    """Threats as they are written.
+
+    Raises:
+        ThreatError: for one that is none.
+        ConfigError: for none at all, and two in one norm.
+    """
+    asked = [Threat.parse(one) if isinstance(one, str) else one for one in threats]
+    if not asked or len({one.norm for one in asked}) < len(asked):
+        seen = ", ".join(map(str, asked)) or "none"
+        raise ConfigError("an audit takes one threat or more, each norm once", seen, "give for example linf:8/255")
+    return asked
 
 
 def _loaded(data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor], samples: int) -> AnyDataset:

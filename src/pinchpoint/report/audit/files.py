@@ -20,13 +20,10 @@ def check_folder(folder: Path) -> None:
     Raises:
         StoreError: where it cannot be made or written.
     """
-    there = folder.is_dir()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
-        if not there:
-            folder.rmdir()
     except OSError as error:
         raise StoreError(
             f"{folder} must be a folder that can be written",
