@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import polars
@@ -11,31 +11,19 @@ import pytest
 import yaml
 
 from oracles.console import pinch
+from oracles.tiny import MINI
 from pinchpoint.records import STORE_SCHEMA
 
-MINI = {
-    "study": "mini",
-    "title": "Small",
-    "seeds": [0],
-    "base": {
-        "data": {"name": "digits", "limit_train": 200},
-        "model": {"hidden": [8]},
-        "train": {"epochs": 1},
-        "audit": {"stages": ["attack"], "threats": [{"norm": "linf", "eps": 0.05}], "steps": 2, "samples": 10},
-        "device": "cpu",
-    },
-    "families": [{"name": "rank", "view": "spectral", "grid": {"model.rank": [None, 2]}}],
-    "scales": {"quick": {}, "paper": {"seeds": [0, 1]}},
-}
+OURS = MINI | {"title": "Small", "scales": {"quick": {}, "paper": {"seeds": [0, 1]}}}
 
 
 @pytest.fixture(autouse=True)
 def only_mini(tmp_path_factory, monkeypatch) -> None:
     folder = tmp_path_factory.mktemp("catalogue")
-    (folder / "mini.yaml").write_text(yaml.safe_dump(MINI))
-    (folder / "plain.yaml").write_text(yaml.safe_dump({name: MINI[name] for name in MINI if name != "scales"}))
+    (folder / "mini.yaml").write_text(yaml.safe_dump(OURS))
+    (folder / "plain.yaml").write_text(yaml.safe_dump(MINI | {"title": "Small"}))
     files = {path.stem: path for path in folder.iterdir()}
-    monkeypatch.setattr(sys.modules["pinchpoint.study.catalogue"], "_files", lambda: files)
+    monkeypatch.setattr(import_module("pinchpoint.study.catalogue"), "_files", lambda: files)
 
 
 @pytest.fixture

@@ -13,27 +13,16 @@ import pytest
 import yaml
 
 from oracles.console import pinch
+from oracles.tiny import MINI
 
-MINI = {
-    "study": "mini",
-    "seeds": [0],
-    "base": {
-        "data": {"name": "digits", "limit_train": 200},
-        "model": {"hidden": [8]},
-        "train": {"epochs": 1},
-        "audit": {"stages": ["attack"], "threats": [{"norm": "linf", "eps": 0.05}], "steps": 2, "samples": 10},
-        "device": "cpu",
-    },
-    "families": [{"name": "rank", "view": "spectral", "grid": {"model.rank": [None, 2]}}],
-    "scales": {"long": {"base": {"train": {"epochs": 2}}}},
-}
+LONGER = MINI | {"scales": {"long": {"base": {"train": {"epochs": 2}}}}}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A folder with mini.yaml, and its store, finished. Not to be changed."""
     folder = tmp_path_factory.mktemp("mini")
-    (folder / "mini.yaml").write_text(yaml.safe_dump(MINI))
+    (folder / "mini.yaml").write_text(yaml.safe_dump(LONGER))
     (folder / "notes").mkdir()
     assert pinch("study", "run", folder / "mini.yaml", "--out", folder / "store", "--workers", 1).status == 0
     return folder

@@ -39,3 +39,18 @@ def timeless(value: Any) -> Any:
 def records(folder: Path) -> dict[Path, int]:
     """Records of the finished stages, and when each was written."""
     return {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*/record.parquet")}
+
+
+MINI = {
+    "study": "mini",
+    "seeds": [0],
+    "base": {
+        "data": {"name": "digits", "limit_train": 200},
+        "model": {"hidden": [8]},
+        "train": {"epochs": 1},
+        "audit": {"stages": ["attack"], "threats": [{"norm": "linf", "eps": 0.05}], "steps": 2, "samples": 10},
+        "device": "cpu",
+    },
+    "families": [{"name": "rank", "view": "spectral", "grid": {"model.rank": [None, 2]}}],
+}
+"""A study of two models that take a second."""

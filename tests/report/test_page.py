@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import random
 import re
 import subprocess
 import sys
-import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from oracles.pages import Outline, data_of
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
 from pinchpoint.report import choices, page
@@ -25,48 +23,13 @@ Study = tuple[Summary, list[Run]]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-class Outline(HTMLParser):
-    """Tags, ids, headings and scripts of a page, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def outline(text: str) -> Outline:
-    parser = Outline()
-    parser.feed(text)
-    return parser
-
-
-def data_of(text: str) -> dict[str, Any]:
-    if packed := re.search(r'id="figures" data-packed>(.*?)</script>', text, re.S):
-        return json.loads(zlib.decompress(base64.b64decode(packed[1])))
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
-    assert found is not None
-    return json.loads(found[1])
-
-
 @pytest.fixture(scope="module")
 def text(study: Study) -> str:
     return page.render(*study)
 
 
 def test_sections_stand_in_order_and_the_headline_comes_first(text: str, study: Study) -> None:
-    ids = [item["id"] for item in outline(text).named("section")]
+    ids = [item["id"] for item in Outline(text).named("section")]
     assert ids == ["found", "accuracy", "budgets", "bounds", "layers", "mechanism", "models", "repeat", "glossary"]
     summary = study[0]
     places = [
@@ -87,7 +50,7 @@ def test_sections_stand_in_order_and_the_headline_comes_first(text: str, study: 
 def test_figures_are_numbered_in_order_and_each_has_a_text_for_screen_readers(text: str) -> None:
     numbers = [int(number) for number in re.findall(r'<span class="number">Figure (\d+)</span>', text)]
     assert numbers == list(range(1, 10))
-    plots = [item for item in outline(text).named("div") if item.get("class") == "plot"]
+    plots = [item for item in Outline(text).named("div") if item.get("class") == "plot"]
     assert len(plots) == 3 * 6 + 2 * 2 + 2
     assert all(item["role"] == "group" and len(item["aria-label"] or "") > 60 for item in plots)
     assert text.count("<figcaption>") == 9
@@ -173,7 +136,7 @@ def test_more_pictures_than_a_page_can_hold_are_cut_and_it_says_so(
 
 
 def test_headings_never_skip_a_rank_and_landmarks_are_there(full: str) -> None:
-    tags = outline(full)
+    tags = Outline(full)
     ranks = [int(tag[1]) for tag, _ in tags.tags if re.fullmatch("h[1-6]", tag)]
     assert ranks[0] == 1
     assert ranks.count(1) == 1
@@ -188,7 +151,7 @@ def test_headings_never_skip_a_rank_and_landmarks_are_there(full: str) -> None:
 
 
 def test_nothing_is_loaded_from_the_network(text: str) -> None:
-    parser = outline(text)
+    parser = Outline(text)
     for tag, attributes in parser.tags:
         for key in ("src", "href", "srcset", "data", "action", "poster"):
             value = attributes.get(key) or "#"
@@ -204,7 +167,7 @@ def test_nothing_is_loaded_from_the_network(text: str) -> None:
 
 def test_plotly_is_there_once_and_the_page_stays_under_6_mb(text: str) -> None:
     assert text.count("* plotly.js v") == 1
-    assert len([script for script in outline(text).scripts if len(script) > 1_000_000]) == 1
+    assert len([script for script in Outline(text).scripts if len(script) > 1_000_000]) == 1
     assert len(text.encode()) < 6_000_000
 
 
@@ -237,7 +200,7 @@ def test_untrusted_text_is_escaped_everywhere(factory: ModuleType) -> None:
     nasty |= {"families": [family], "members": members, "versions": {NASTY: NASTY}}
     runs = [run.model_copy(update={"config": {NASTY: NASTY}, "machine": NASTY}) for run in runs]
     made = page.render(summary.model_copy(update=nasty), runs)
-    parser = outline(made)
+    parser = Outline(made)
     assert len(parser.scripts) == 4
     assert not any("alert(" in script for place, script in enumerate(parser.scripts) if place != 1)
     assert not parser.named("img")

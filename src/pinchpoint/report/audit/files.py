@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pinchpoint.errors import StoreError
 from pinchpoint.records import REPORT_SCHEMA, AuditReport
 from pinchpoint.report.audit import figures, markdown, page
+from pinchpoint.report.sheet import put
 
 PAGE, TEXT, RECORD, FIGURES = "report.html", "report.md", "audit.json", "figures"
 
@@ -42,17 +43,9 @@ def write(report: AuditReport, folder: Path) -> list[Path]:
         StoreError: where the folder cannot be written.
     """
     drawn = figures.write(report, folder / FIGURES)
-    texts = {RECORD: report.model_dump_json(indent=1) + "\n", TEXT: markdown.text(report)}
-    try:
-        for name, content in texts.items():
-            beside = folder / f".{name}.writing"
-            beside.write_text(content, encoding="utf-8")
-            beside.replace(folder / name)
-    except OSError as error:
-        raise StoreError(
-            f"{folder} must be a folder that can be written", error.strerror or str(error), "choose another with --out"
-        ) from None
-    return [page.write(report, folder / PAGE), folder / TEXT, folder / RECORD, *drawn]
+    record = put(report.model_dump_json(indent=1) + "\n", folder / RECORD)
+    text = put(markdown.text(report), folder / TEXT)
+    return [page.write(report, folder / PAGE), text, record, *drawn]
 
 
 def read(folder: Path) -> AuditReport:
