@@ -139,9 +139,9 @@ def test_schema_is_printed_or_written(tmp_path):
     assert json.loads(printed.out)["title"] == "Pinchpoint study"
     assert json.loads(pinch("study", "schema", "summary").out)["title"] == "Pinchpoint summary"
     written = pinch("study", "schema", "--out", tmp_path)
-    assert written.out == f"{tmp_path / 'study.json'}\n{tmp_path / 'summary.json'}\n"
+    assert written.out.splitlines() == [f"{tmp_path / name}.json" for name in ("study", "summary", "audit")]
     assert (tmp_path / "study.json").read_text(encoding="utf-8") == printed.out
-    text = "a schema must be known by name, but got run; use study or summary."
+    text = "a schema must be known by name, but got run; use one of: study, summary, audit."
     assert pinch("study", "schema", "run").error == text
 
 

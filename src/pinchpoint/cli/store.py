@@ -126,7 +126,7 @@ def schema(
             typer.echo(str(path))
         return
     if what not in schemas.SCHEMAS:
-        raise ConfigError("a schema must be known by name", what, f"use {' or '.join(schemas.SCHEMAS)}")
+        raise ConfigError("a schema must be known by name", what, f"use one of: {', '.join(schemas.SCHEMAS)}")
     typer.echo(schemas.text_of(schemas.SCHEMAS[what]()), nl=False)
 
 
