@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-all check-fast format clean
+.PHONY: demo test test-all check-fast docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-core  ## train, measure, bound and attack three families; write runs/demo/report.html
@@ -25,12 +25,15 @@ check-fast: $(VENV)/.installed-dev  ## the inner loop, under a minute
 	$(BIN)/mypy
 	$(BIN)/pytest tests --ignore tests/web -m "not slow and not long" -x -n 2 --hypothesis-profile=quick $(ARGS)
 
+docs: $(VENV)/.installed-docs  ## the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 # A stamp newer than pyproject.toml says that the environment is up to date.
 $(VENV)/.installed-core: pyproject.toml
@@ -44,4 +47,9 @@ $(VENV)/.installed-core: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed-core
 	@echo "installing the test tools into $(VENV) (once)"
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed-core
+	@echo "installing the documentation's tools into $(VENV) (once)"
+	$(PIP) --editable '.[docs]'
 	@touch $@

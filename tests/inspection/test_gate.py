@@ -10,9 +10,9 @@ from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
 from pinchpoint.inspection.gate import check, holds
 
-NAMES = {"robust_accuracy": 0.25, "clean_accuracy": 0.9, "lipschitz_l2": 12.5}
+NAMES = {"robust_accuracy": 0.25, "clean_accuracy": 0.9, "lipschitz_l2": 12.5, "difference_clean_accuracy": -0.5}
 sides = st.one_of(
-    st.sampled_from(sorted(NAMES)), st.floats(0, 20).map(lambda value: f"{value:.3g}"), st.integers(0, 20).map(str)
+    st.sampled_from(sorted(NAMES)), st.floats(-20, 20).map(lambda value: f"{value:.3g}"), st.integers(-20, 20).map(str)
 )
 comparisons = st.tuples(sides, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), sides).map(" ".join)
 conditions = st.recursive(
@@ -33,7 +33,15 @@ def test_as_python_reads_it(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("x < 30%", True), ("x<1/5", False), ("x == 25 %", True), ("x >= 1/4", True)]
+    ("text", "value"),
+    [
+        ("x < 30%", True),
+        ("x<1/5", False),
+        ("x == 25 %", True),
+        ("x >= 1/4", True),
+        ("x < -2%", False),
+        ("x>-1/5", True),
+    ],
 )
 def test_percent_and_fractions(text: str, value: bool) -> None:
     assert holds(text, {"x": 0.25}) is value
@@ -53,7 +61,9 @@ def test_percent_and_fractions(text: str, value: bool) -> None:
         ("neuron < 1.2.3", "1.2.3"),
         ("neuron('os') < 1", "("),
         ("neuron and spectral", "and"),
-        ("neuron < -1", "-"),
+        ("neuron < --1", "-"),
+        ("neuron < -spectral", "-"),
+        ("neuron < 2 -1", "-1"),
     ],
 )
 def test_what_is_no_condition(text: str, token: str) -> None:

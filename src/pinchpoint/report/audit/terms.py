@@ -112,8 +112,8 @@ _OWN: dict[str, Term] = {
     ),
     "difference": Term(
         "Difference",
-        "Second model minus first on the very same samples, in points of a hundred, with the 95 % interval of the paired "
-        "bootstrap.",
+        "Second model minus first on the very same samples, in points of a hundred, with its 95 % interval for "
+        "pairs (Newcombe 1998).",
     ),
     "p_value": Term(
         "p (McNemar)",
