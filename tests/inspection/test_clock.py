@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
-from pinchpoint.inspection.clock import Clock, Pace, seconds
+from pinchpoint.inspection.clock import Clock, TimeUp, seconds, until
 
 
 class Hand:
@@ -48,12 +50,22 @@ def test_phases_are_timed_and_told() -> None:
     assert heard == [("a", ""), ("a", "half"), ("a", "")]
 
 
-def test_a_pace_stops_before_the_time_is_up() -> None:
-    hand = Hand()
-    pace, pieces = Pace(Clock(10.0, now=hand)), 0
-    while pace.fits():
-        hand.now += 3.0
-        pieces += 1
-    assert (pieces, hand.now) == (3, 9.0)
+def test_a_model_is_not_called_when_the_time_is_up() -> None:
+    hand, model = Hand(), nn.Linear(2, 2)
+    clock, calls = Clock(10.0, now=hand), 0
+
+    def work() -> None:
+        nonlocal calls
+        with until(clock, 2.0, model):
+            while calls < 10:
+                hand.now += 3.0
+                model(torch.zeros(1, 2))
+                calls += 1
+
+    with pytest.raises(TimeUp):
+        work()
+    assert (calls, hand.now) == (2, 9.0)  # two seconds are kept
+    model(torch.zeros(1, 2))
+    with until(Clock(), 2.0, model):
+        model(torch.zeros(1, 2))
     assert Clock().left == math.inf
-    assert Pace(Clock()).fits()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +27,13 @@ from pinchpoint.evaluate.masking import masking_warnings
 from pinchpoint.inspection import examples, words
 from pinchpoint.inspection.advice import advise
 from pinchpoint.inspection.assemble import not_done, not_measured
-from pinchpoint.inspection.clock import Clock, Told
+from pinchpoint.inspection.clock import Clock, TimeUp, Told, until
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.inspection.shares import counted, paired
 from pinchpoint.inspection.steps import bound as bounded_by
 from pinchpoint.inspection.threats import Judging
-from pinchpoint.inspection.trial import follow_advice
+from pinchpoint.inspection.trial import SAMPLES, follow_advice
 from pinchpoint.learn.data import AnyDataset, DataConfig, Dataset, load
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
@@ -61,6 +62,10 @@ from pinchpoint.workshop import machine, versions
 _PIXELS = 3 * 32 * 32
 """Input numbers up to which nothing is spared; larger images get fewer samples where many passes are needed."""
 _BOUNDED: tuple[Norm, ...] = ("l2", "linf")
+_TRIAL = 0.35
+"""Share of a budget kept for a trial."""
+_PASSES = 60
+"""Passes through the model for each sample and threat in a trial."""
 CHANGES = ("clip", "rank floor", "frobenius ball")
 """Actions on the audited model itself; pruning anew starts from another one."""
 _SHOWN = 4
@@ -126,7 +131,7 @@ def audit(
         threats: ``norm:eps`` in pixels.
         against: another model, judged on the same samples: ``comparison`` says what changed from ``model`` to it.
         samples: test samples, the first ones.
-        budget: seconds for each model; None for as long as it takes.
+        budget: seconds in all; None for as long as it takes. A first look at everything is had whatever it is.
         standard: attack by the standard ensemble in the end, else by the quick one alone.
         seed: of everything drawn.
         device: ``cpu``, ``cuda``, ...; ``auto`` takes a GPU where there is one.
@@ -151,14 +156,17 @@ def audit(
     sources = [_opened(one, content) for one in (model, against) if one is not None]
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
     effort = Effort.of(content.input_shape, samples, standard)
-    reports, verdicts = [], []
-    for source in sources:
-        work = _Work(source, content, x, y, tuple(asked), effort, Clock(budget, told), seed)
+    reports: list[AuditReport] = []
+    verdicts: list[_Work] = []
+    spent = Clock(budget, told)
+    for left, source in zip(range(len(sources), 0, -1), sources, strict=True):
+        clock = Clock(None if budget is None else max(spent.left / left, 1.0), told)
+        work = _Work(source, content, x, y, tuple(asked), effort, clock, seed)
         with eval_mode(source.model.to(place)):
-            work.do()
-            if try_advice and source is sources[0]:
+            work.do(kept=_TRIAL if try_advice and not reports else 0.0)
+            if try_advice and not reports:
                 work.attempt()
-        reports.append(work.report(command or _command(sources, content, asked, samples, seed)))
+        reports.append(work.report(command or _command(sources, content, asked, samples, seed), budget))
         verdicts.append(work)
     if len(reports) == 1:
         return reports[0]
@@ -255,8 +263,8 @@ class _Work:
     def model(self) -> nn.Module:
         return self.source.model
 
-    def do(self) -> None:
-        """Everything, in the order of its worth."""
+    def do(self, kept: float = 0.0) -> None:
+        """Everything, in the order of its worth; a share of the time is kept for what comes after."""
         clock = self.clock
         with clock.phase("weights"):
             self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
@@ -277,7 +285,7 @@ class _Work:
                     radii = torch.tensor(self.bounded[threat.norm].radii, dtype=torch.float64, device=self.x.device)
                 traced = min(self.effort.traced, len(self.x))
                 one = Judging(self.model, self.x, self.y, threat, kept=traced, radii=radii, seed=self.seed)
-                one.quickly(clock, min(traced, len(self.x)))
+                one.quickly(clock, traced, reserve=-math.inf)
                 self.judging.append(one)
             clock.done("first look", f"{self.judging[0].judged} samples under each threat")
         with clock.phase("mechanism"):
@@ -285,7 +293,7 @@ class _Work:
         with clock.phase("universal perturbation"):
             for threat in self.threats:
                 self._fool(threat)
-        self._sharpen()
+        self._sharpen(kept * (clock.budget or 0.0))
         with clock.phase("advice"):
             curves = {one.threat.norm: one.curve() for one in self.judging}
             eps = {one.threat.norm: one.threat.eps for one in self.judging}
@@ -313,8 +321,13 @@ class _Work:
             reason = "no advice predicts anything" if advice is None else "there are no training samples to tune on"
             self.clock.left_out("trial", reason)
             return
+        count = min(one.searched for one in self.judging)
+        cost = 2 * self.pass_seconds * (SAMPLES + _PASSES * count * len(self.threats))
+        if cost > self.clock.left:
+            self.clock.left_out("trial", f"it would have taken {cost:.0f} s")
+            self.warnings.append("the advice was not tried: the time was up")
+            return
         with self.clock.phase("trial"):
-            count = min(one.searched for one in self.judging)
             self.trial = follow_advice(self.model, self.data, advice, self.x[:count], self.y[:count], seed=self.seed)
             self.clock.done("trial", self.trial.title)
 
@@ -337,11 +350,9 @@ class _Work:
         x, y = self.x[:traced], self.y[:traced]
         followed: list[Gains] = []
         for threat in self.threats:
-            start = self.clock.left
+            start = time.perf_counter()
             losses, where = adversarial_loss(self.model, x, y, threat, steps=self.effort.steps, seed=self.seed)
-            self.pass_seconds = (
-                (start - self.clock.left) / (traced * self.effort.steps) if math.isfinite(start) else 0.0
-            )
+            self.pass_seconds = (time.perf_counter() - start) / (traced * self.effort.steps)
             self.gaps[threat.norm] = float(losses.mean() - cross_entropy_loss(self.model, x, y).mean())
             self.moved[threat.norm] = where
             try:
@@ -391,28 +402,21 @@ class _Work:
         if examples.drawable(self.x):
             self.examples.append(examples.universal(delta, threat.norm))
 
-    def _sharpen(self) -> None:
+    def _sharpen(self, kept: float) -> None:
         """All samples, the curve, the checks, the standard ensemble; each as far as the time goes."""
         clock, count = self.clock, len(self.judging)
-        with clock.phase("all samples"):
-            for place, one in enumerate(self.judging):
-                one.quickly(clock, len(self.x), self._reserve(0.4 / (count - place)))
-        with clock.phase("curve"):
-            for place, one in enumerate(self.judging):
-                one.search(clock, self._reserve(0.5 / (count - place)))
-        with clock.phase("checks"):
-            for one in self.judging:
-                if clock.part(0.2) < 40 * self.pass_seconds * self.effort.checked:
-                    clock.left_out(f"checks {one.threat}", "no time was left to look for masked gradients")
-                    continue
-                self.masking[one.threat.norm] = masking_warnings(
-                    self.model, self.x, self.y, one.threat, samples=self.effort.checked, seed=self.seed
-                )
-        with clock.phase("standard ensemble"):
-            for place, one in enumerate(self.judging):
-                if self.effort.standard:
-                    one.sharply(clock, self._reserve(0.95 / (count - place)))
-                clock.done(f"attack {one.threat}", one.name)
+        shares = {"all samples": 0.4, "curve": 0.5, "checks": 0.3, "standard ensemble": 1.0}
+        for name, share in shares.items():
+            with clock.phase(name):
+                for place, one in enumerate(self.judging):
+                    free = max(0.0, clock.left - kept)
+                    reserve = 0.0 if clock.budget is None else kept + free * (1 - share / (count - place))
+                    try:
+                        self._sharper(name, one, reserve)
+                    except TimeUp:
+                        clock.left_out(f"{name} {one.threat}", "the time was up")
+                    else:
+                        clock.done(f"{name} {one.threat}", one.name)
         for one in self.judging:
             if one.judged < len(self.x):
                 self.warnings.append(
@@ -420,9 +424,18 @@ class _Work:
                 )
             self._show(one)
 
-    def _reserve(self, share: float) -> float:
-        """Seconds to leave, of those that are left, by work that may take this share of them."""
-        return 0.0 if self.clock.budget is None else (1 - share) * self.clock.left
+    def _sharper(self, name: str, one: Judging, reserve: float) -> None:
+        if name == "all samples":
+            one.quickly(self.clock, len(self.x), reserve)
+        elif name == "curve":
+            one.search(self.clock, reserve)
+        elif name == "checks":
+            with until(self.clock, reserve, self.model):
+                self.masking[one.threat.norm] = masking_warnings(
+                    self.model, self.x, self.y, one.threat, samples=self.effort.checked, seed=self.seed
+                )
+        elif self.effort.standard:
+            one.sharply(self.clock, reserve)
 
     def _show(self, one: Judging) -> None:
         """Images of the first samples that were right and fell."""
@@ -431,7 +444,7 @@ class _Work:
         fell = [row for row in range(min(one.judged, len(one.attacked))) if one.fallen[row] and self.right[row]]
         self.examples += examples.shown(self.model, self.x, one.attacked, self.y, one.threat.norm, fell[:_SHOWN])
 
-    def report(self, command: str) -> AuditReport:
+    def report(self, command: str, budget: float | None) -> AuditReport:
         """What it came to."""
         threats = [self._threat(one) for one in self.judging]
         source = self.source
@@ -443,7 +456,7 @@ class _Work:
             title=f"{source.name} on {self.data.name}",
             command=command,
             seed=self.seed,
-            budget=self.clock.budget,
+            budget=budget,
             subject=Subject(
                 name=source.name,
                 notes=list(source.notes),

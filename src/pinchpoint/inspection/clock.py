@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Phase, Timing
 
@@ -84,19 +86,27 @@ class Clock:
         return Timing(seconds=self._now() - self._start, phases=dict(self._seconds))
 
 
-class Pace:
-    """Whether one more piece of work fits into the time that is left, from what the pieces before took."""
+class TimeUp(BaseException):
+    """The time for this piece of work is over. No error: whoever is told takes what is there."""
 
-    def __init__(self, clock: Clock, deadline: float = 0.0) -> None:
-        self._clock, self._deadline = clock, deadline
-        self._last = clock.left
-        self._slowest = 0.0
 
-    def fits(self) -> bool:
-        """Ask before each piece. The first one always fits."""
-        left = self._clock.left
-        if math.isinf(left):
-            return True
-        self._slowest = max(self._slowest, self._last - left)
-        self._last = left
-        return left - self._slowest > self._deadline
+@contextmanager
+def until(clock: Clock, reserve: float, model: nn.Module) -> Iterator[None]:
+    """Within, the model refuses to be called once no more than ``reserve`` seconds are left.
+
+    Raises:
+        TimeUp: then; nothing that was found in the piece of work counts.
+    """
+
+    def look(module: nn.Module, inputs: object) -> None:
+        if clock.left <= reserve:
+            raise TimeUp
+
+    if math.isinf(clock.left):
+        yield
+        return
+    handle = model.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -12,13 +12,13 @@ from pinchpoint.attack import Threat, standard_ensemble
 from pinchpoint.attack.ensemble import Version
 from pinchpoint.evaluate import robust_accuracy, smallest_eps
 from pinchpoint.evaluate.verdict import Verdict
-from pinchpoint.inspection.clock import Clock, Pace
+from pinchpoint.inspection.clock import Clock, until
 from pinchpoint.inspection.shares import counted, share
 from pinchpoint.records import BudgetPoint, Share
 
-_NUMBERS = 2**20
-"""Input numbers in one piece: 341 CIFAR images, 6 of ImageNet's."""
-_LEAST, _MOST = 16, 256
+_NUMBERS = 2**19
+"""Input numbers in one piece: 170 CIFAR images."""
+_LEAST, _MOST = 16, 128
 _POINTS, _BEYOND = 10, 2.0
 """Budgets of a curve, and its last one in units of the judged one."""
 
@@ -27,7 +27,7 @@ def piece(input_shape: Sequence[int]) -> int:
     """Samples attacked at a time.
 
     >>> piece((3, 32, 32)), piece((3, 224, 224))
-    (256, 16)
+    (128, 16)
     """
     size = 1
     for length in input_shape:
@@ -73,38 +73,38 @@ class Judging:
 
     def quickly(self, clock: Clock, most: int, reserve: float = 0.0) -> None:
         """Judge samples by the quick ensemble, ``most`` in all, while more than ``reserve`` seconds are left."""
-        pace = Pace(clock, reserve)
-        while self.judged < most and (self.judged == 0 or pace.fits()):
+        while self.judged < most:
             rows = slice(self.judged, min(self.judged + self._size, most))
-            verdict = self._attack(rows, "quick")
+            with until(clock, reserve, self.model):
+                verdict = self._attack(rows, "quick")
             self.stage += verdict.stage
             self._take(rows, verdict)
             clock.say(self._so_far())
 
     def sharply(self, clock: Clock, reserve: float = 0.0) -> None:
         """Attack what the quick ensemble left by the standard one, in the same order."""
-        pace = Pace(clock, reserve)
-        while self.sharpened < self.judged and pace.fits():
-            rows = slice(self.sharpened, min(self.sharpened + self._size, self.judged))
-            standing = [row for row in range(rows.start, rows.stop) if self.stage[row] == "survived"]
-            if standing:
-                index = torch.tensor(standing, device=self.x.device)
-                verdict = self._attack(index, "standard")
-                for row, name in zip(standing, verdict.stage, strict=True):
+        while self.sharpened < self.judged:
+            standing = [row for row in range(self.sharpened, self.judged) if self.stage[row] == "survived"]
+            some = standing[: self._size // 4]
+            if some:
+                index = torch.tensor(some, device=self.x.device)
+                with until(clock, reserve, self.model):
+                    verdict = self._attack(index, "standard")
+                for row, name in zip(some, verdict.stage, strict=True):
                     self.stage[row] = name
                 self._take(index.cpu(), verdict)
-            self.sharpened = rows.stop
+            self.sharpened = some[-1] + 1 if len(some) < len(standing) else self.judged
             clock.say(self._so_far())
 
     def search(self, clock: Clock, reserve: float = 0.0, steps: int = 30) -> None:
         """Find the smallest budget at which each judged sample falls, for the curve; also what that finds counts."""
-        pace = Pace(clock, reserve)
         eps_max = _BEYOND * self.threat.eps
-        while self.searched < self.judged and eps_max > 0 and (self.searched == 0 or pace.fits()):
+        while self.searched < self.judged and eps_max > 0:
             rows = slice(self.searched, min(self.searched + self._size, self.judged))
-            found, examples = smallest_eps(
-                self.model, self.x[rows], self.y[rows], self.threat.norm, eps_max, steps=steps, seed=self.seed
-            )
+            with until(clock, reserve, self.model):
+                found, examples = smallest_eps(
+                    self.model, self.x[rows], self.y[rows], self.threat.norm, eps_max, steps=steps, seed=self.seed
+                )
             self.smallest[rows] = found.cpu()
             nearer = found <= self.threat.eps
             for place in torch.nonzero(nearer).flatten().tolist():
@@ -148,7 +148,7 @@ class Judging:
         """The attack that a sample had to survive."""
         if self.sharpened == self.judged:
             return "standard"
-        return "quick" if self.sharpened == 0 else f"standard for {self.sharpened} samples, quick for the rest"
+        return "quick" if self.sharpened == 0 else f"standard for the first {self.sharpened}, quick for the rest"
 
     def _certified(self, eps: float) -> Tensor:
         assert self.radii is not None
