@@ -35,7 +35,6 @@ class Page(HTMLParser):
             self.loaded.append(given.get("href", ""))
 
 
-@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 25

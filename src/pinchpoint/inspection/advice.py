@@ -201,7 +201,7 @@ class _Known:
         )
         return Advice(
             id="stop",
-            title=f"Compress by {ratio:.1%} of the filters at most",
+            title=f"Compress by {ratio:.1%} of the neurons and filters at most",
             layers=[one.name for one in encoder],
             action=action,
             command=self._prune_command(action, self.subject),

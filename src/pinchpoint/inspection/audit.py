@@ -174,9 +174,10 @@ def audit(
     for number, threat in enumerate(asked):
         both = [work.judging[number] for work in verdicts]
         count = min(one.judged for one in both)
-        first, second = ((~one.fallen[:count]).tolist() for one in both)
-        rows.append(paired("robust_accuracy", first, second, norm=threat.norm, eps=threat.eps))
-    comparison = words.comparison(reports[0].subject.name, reports[1].subject.name, rows)
+        standing = [(~one.fallen[:count]).tolist() for one in both]
+        rows.append(paired("robust_accuracy", standing[0], standing[1], norm=threat.norm, eps=threat.eps))
+    first, second = (report.subject.name for report in reports)
+    comparison = words.comparison(first, second if second != first else f"the other {second}", rows)
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
 
 

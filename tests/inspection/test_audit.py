@@ -1,0 +1,91 @@
+"""``pinchpoint.audit`` from Python: modules and tensors, a budget that is kept, what cannot be done."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pinchpoint
+from oracles.as_user import refused
+from pinchpoint.errors import ConfigError, DataError, ModelError
+from pinchpoint.records import AuditReport
+
+
+class Slow(nn.Module):
+    """A small network that takes its time."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def samples() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(60, 1, 4, 4, generator=generator), torch.randint(3, (60,), generator=generator)
+
+
+def quick(model: nn.Module, data: tuple[Tensor, Tensor], **more: object) -> AuditReport:
+    found: AuditReport = pinchpoint.audit(model, data, ["linf:0.1"], samples=20, standard=False, **more)
+    return found
+
+
+def test_tensors_are_judged_and_the_rest_of_them_fitted_on(samples):
+    report = quick(Slow(), samples)
+    assert (report.data.name, report.data.count, report.data.of) == ("tensors", 20, 20)
+    assert report.threats[0].universal is not None
+    assert report.subject.notes == ["a module is taken to expect pixels in [0, 1]"]
+    alone = quick(Slow(), (samples[0][:20], samples[1][:20]))
+    assert alone.threats[0].universal is None
+    assert "universal linf:0.1" in [phase.name for phase in alone.phases if not phase.done]
+
+
+def test_a_budget_is_kept_and_the_answer_is_whole(samples):
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    report = quick(Slow(0.002), samples, budget=4.0)
+    took = time.perf_counter() - start
+    assert took < 8.0  # what is had whatever the budget takes most of it
+    assert report.budget == 4.0
+    assert len(report.verdict) == 3
+    assert report.pinch_points
+    assert report.threats[0].robust.of == 20
+
+
+def test_two_models_of_one_class_are_told_apart(samples):
+    report = quick(Slow(), samples, against=Slow())
+    assert report.comparison is not None
+    assert (report.comparison.first, report.comparison.second) == ("Slow", "the other Slow")
+
+
+def test_a_model_is_left_as_it_was(samples):
+    model = Slow().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quick(model, samples)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model._forward_pre_hooks
+
+
+def test_mistakes(samples):
+    x, y = samples
+    with refused(ConfigError, "an audit needs one sample or more, but got 0; use for example 1000."):
+        pinchpoint.audit(Slow(), samples, samples=0)
+    with refused(
+        ConfigError, "an audit takes one threat or more, each norm once, but got none; give for example linf:8/255."
+    ):
+        pinchpoint.audit(Slow(), samples, [])
+    seen = "(60, 1, 4, 4) inputs, (60,) labels of torch.float32"
+    with refused(DataError, f"inputs come with a label each, a whole number from 0, but got {seen}; give (x, y)."):
+        pinchpoint.audit(Slow(), (x, y.float()))
+    with pytest.raises(ModelError, match="a logit for each of the 3 classes"):
+        pinchpoint.audit(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), samples)
