@@ -287,6 +287,7 @@ class _Work:
                 traced = min(self.effort.traced, len(self.x))
                 one = Judging(self.model, self.x, self.y, threat, kept=traced, radii=radii, seed=self.seed)
                 one.quickly(clock, traced, reserve=-math.inf)
+                one.search(clock, reserve=-math.inf)
                 self.judging.append(one)
             clock.done("first look", f"{self.judging[0].judged} samples under each threat")
         with clock.phase("mechanism"):
@@ -322,7 +323,7 @@ class _Work:
             reason = "no advice predicts anything" if advice is None else "there are no training samples to tune on"
             self.clock.left_out("trial", reason)
             return
-        count = min(one.searched for one in self.judging)
+        count = min(one.searched for one in self.judging)  # the samples of the curve that the prediction was read off
         cost = 2 * self.pass_seconds * (SAMPLES + _PASSES * count * len(self.threats))
         if cost > self.clock.left:
             self.clock.left_out("trial", f"it would have taken {cost:.0f} s")

@@ -57,18 +57,14 @@ def compared(comparison_rows: Sequence[Paired], first: str, second: str) -> list
     said = []
     for row in comparison_rows:
         where = "" if row.norm is None or row.eps is None else f" under {_NORMS[row.norm]} {_budget(row.eps)}"
-        what = row.metric.replace("_", " ")
+        what = f"{row.metric.replace('_', ' ').capitalize()}{where}"
+        points, low, high = (100 * value for value in (row.difference, row.low, row.high))
+        sure = f"95 % interval {low:+.1f} to {high:+.1f}, p = {row.p_value:.2g}"
         if row.p_value < _LEVEL:
-            way = "higher" if row.difference > 0 else "lower"
-            said.append(
-                f"{what.capitalize()}{where} is {abs(row.difference):.1%} {way} in {second} than in {first} "
-                f"(95 % interval {row.low:+.1%} to {row.high:+.1%}, p = {row.p_value:.2g})."
-            )
+            way = "higher" if points > 0 else "lower"
+            said.append(f"{what} is {abs(points):.1f} points {way} in {second} than in {first} ({sure}).")
         else:
-            said.append(
-                f"{what.capitalize()}{where}: no difference beyond chance ({row.difference:+.1%}, 95 % interval "
-                f"{row.low:+.1%} to {row.high:+.1%}, p = {row.p_value:.2g})."
-            )
+            said.append(f"{what}: no difference beyond chance ({points:+.1f} points, {sure}).")
     return said
 
 
