@@ -190,9 +190,9 @@ def compared(
 ) -> dict[str, dict[str, float]]:
     """Cell by cell, how far the script lies from the study's mean over seeds, beside what seeds alone change.
 
-    ``mean_over_seed_range`` is the mean difference over the mean range of seeds in those cells: 1 and more means that the two
-    ways differ by more than seeds do. ``largest_over_seed_range`` is the largest distance over the largest range of seeds
-    that any cell of the study shows; it exceeds 1 for one draw in five even where both ways are the same.
+    ``mean_over_seed_range`` is the mean difference over the mean range of seeds in those cells: 1 and more means that the
+    two ways differ by more than seeds do. ``largest_over_seed_range`` is the largest distance over the largest range of
+    seeds that any cell of the study shows; it exceeds 1 for one draw in five even where both ways are the same.
     """
     levels: dict[tuple[float, float], list[Row]] = {}
     for row in study:
