@@ -78,7 +78,7 @@ class Scaled(nn.Module):
         return self.factor * self.model(x)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 @pytest.mark.long
 def test_the_scale_of_the_logits_moves_no_verdict_by_more_than_a_sample(trained, digits, norm):
     x, y, threat = digits.x_test[:120], digits.y_test[:120], Threat(norm, {"linf": 0.08, "l2": 0.45}[norm])

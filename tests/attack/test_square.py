@@ -169,7 +169,10 @@ def test_linf_search_finds_the_corner_of_a_linear_model():
     assert (model(x_adv)[~stands].argmax(1) != y[~stands]).all()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6), ("l1", 2.0)])
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [("linf", 0.1), pytest.param("l2", 0.6, marks=pytest.mark.slow), pytest.param("l1", 2.0, marks=pytest.mark.slow)],
+)
 @pytest.mark.long
 def test_at_least_as_many_fall_as_to_the_librarys(small_cnn, digits, norm, eps):
     from pyautoattack.square import SquareAttack

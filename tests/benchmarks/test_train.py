@@ -23,6 +23,7 @@ WANTED = {
 }
 
 
+@pytest.mark.slow
 def test_every_wanted_ratio_is_there():
     found = (
         train.loop_rates(1, epochs=1)

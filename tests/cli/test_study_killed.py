@@ -68,8 +68,8 @@ def check_interrupted(process: subprocess.Popen[str], folder: Path) -> int:
     return len(finished)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_interrupted_study_keeps_what_is_finished_and_goes_on(tmp_path, undisturbed, workers):
     folder = undisturbed.copy(tmp_path / "store")
     for task in plan(parse(TINY.read_text())).tasks[-3:]:  # the others are done already

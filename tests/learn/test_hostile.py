@@ -387,7 +387,7 @@ def test_names_of_a_table(tmp_path):
 def test_names_of_the_real_data(real_data, monkeypatch):
     monkeypatch.setenv("PINCHPOINT_DATA", str(real_data))
     named = {
-        name: load(DataConfig(name=name, limit_train=100, limit_test=10)).class_names
+        name: load(DataConfig(name=name, limit_train=3000, limit_test=10)).class_names
         for name in NPZ_NAMES
         if name != "mnist"
     }

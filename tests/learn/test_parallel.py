@@ -16,7 +16,7 @@ from pinchpoint.learn.parallel import Alone, Together
 from pinchpoint.records import Training
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path):
     pytest.importorskip("lightning_fabric")
     command = [sys.executable, two_processes.__file__, str(tmp_path)]

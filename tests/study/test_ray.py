@@ -41,7 +41,7 @@ def until(engine: Ray, count: int) -> dict[str, object]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_records_and_weights_are_the_same_bit_for_bit(edited, numbers, tmp_path, capfd):
     config = parse(edited(SMALL))
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
