@@ -269,7 +269,7 @@ class _Work:
         clock = self.clock
         with clock.phase("weights"):
             self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
-            self.warnings += [not_measured(one.kind, one.name, one.reason) for one in self.profile.skipped]
+            self.warnings += _skipped(self.profile)
             clock.done("weights", f"{len(self.profile.layers)} layers measured")
         with clock.phase("clean accuracy"):
             self.right = ~misclassified(logits_of(self.model, self.x), self.y).cpu()
@@ -513,6 +513,18 @@ class _Work:
 
 def _config(threat: Threat) -> ThreatConfig:
     return ThreatConfig(norm=threat.norm, eps=threat.eps)
+
+
+def _skipped(profile: Profile) -> list[str]:
+    """What is no linear operator, one sentence for all of a kind."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for one in profile.skipped:
+        names.setdefault((one.kind, one.reason), []).append(one.name)
+    said = []
+    for (kind, reason), found in names.items():
+        others = f"' and {len(found) - 1} others, to '{found[-1]}" if len(found) > 1 else ""
+        said.append(not_measured(kind, found[0] + others, reason))
+    return said
 
 
 def _mechanism(followed: Gains) -> Mechanism:

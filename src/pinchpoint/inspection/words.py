@@ -45,10 +45,11 @@ def pinched(points: Sequence[PinchPoint]) -> str:
     first = [point for point in points if point.share >= 0.5 * points[0].share][:3]
     names = _joined([point.layer for point in first])
     total = sum(point.share for point in first)
-    verb = "Layer {} pinches" if len(first) == 1 else "Layers {} pinch"
+    many = len(first) > 1
+    called = "" if any(letter.isalpha() for letter in first[0].layer) else "Layers " if many else "Layer "
     return (
-        f"{verb.format(names)}: {total:.0%} of what attacks gain over random noise on their way through the network is "
-        "gained there."
+        f"{called}{names} {'pinch' if many else 'pinches'}: {total:.0%} of what attacks gain over random noise on their way "
+        "through the network is gained there."
     )
 
 
