@@ -251,20 +251,21 @@ def _recipe_of(record: Trained, path: Path) -> Recipe:
 
 @contextmanager
 def _new(folder: Path) -> Iterator[None]:
-    """A folder that is there and takes files, before hours of work; taken away again where the work leaves it empty.
+    """A folder that is there and takes files, before hours of work; taken away again, with the folders made for it, where
+    the work fails and leaves them empty.
 
     Raises:
         StoreError: where it cannot be made or written in.
     """
-    there = folder.is_dir()
+    new = [path for path in (folder, *folder.parents) if not path.is_dir()]
     with writable(folder), tempfile.TemporaryFile(dir=folder):
         pass
     try:
         yield
     except BaseException:
-        if not there:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
+        with suppress(OSError):  # one holds something
+            for path in new:
+                path.rmdir()
         raise
 
 

@@ -194,6 +194,12 @@ def test_every_name_of_data_is_in_the_help():
     assert all(name in DATA_NAMES for name in names)
 
 
+def test_folders_made_for_a_model_go_with_the_mistake(checkpoint, tmp_path):
+    said = pinch("prune", checkpoint, "--ratio", 2, "--out", tmp_path / "runs" / "new" / "pruned")
+    assert said.error == "a pruning ratio lies in [0, 1), but got 2.0; 0.5 removes half of the units."
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_folder_in_use_is_left_alone(checkpoint, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     text = f"a new model goes into an empty folder, but got {tmp_path}; choose another with --out."

@@ -77,15 +77,13 @@ class Effort:
     """How much is done of what takes long.
 
     Attributes:
-        samples: test samples judged.
-        traced: of these, the first ones, whose perturbations are followed through the network.
+        traced: samples, the first ones, whose perturbations are followed through the network.
         steps: AutoPGD steps of that.
         fitted: training samples that the universal perturbation is fitted on, in ``universal_steps`` passes over them.
         checked: samples on which signs of masked gradients are sought.
         standard: whether what the quick ensemble leaves is attacked by the standard one.
     """
 
-    samples: int = 1000
     traced: int = 128
     steps: int = 50
     fitted: int = 512
@@ -94,11 +92,10 @@ class Effort:
     standard: bool = True
 
     @classmethod
-    def of(cls, input_shape: Sequence[int], samples: int, standard: bool = True) -> Effort:
+    def of(cls, input_shape: Sequence[int], standard: bool = True) -> Effort:
         """What fits inputs of this size."""
         scale = min(1.0, _PIXELS / math.prod(input_shape))
         return cls(
-            samples=samples,
             traced=max(32, round(128 * scale)),
             fitted=max(64, round(512 * scale)),
             universal_steps=max(10, round(30 * scale)),
@@ -155,7 +152,7 @@ def audit(
     place = device_of(device)
     sources = [_opened(one, content) for one in (model, against) if one is not None]
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
-    effort = Effort.of(content.input_shape, samples, standard)
+    effort = Effort.of(content.input_shape, standard)
     reports: list[AuditReport] = []
     verdicts: list[_Work] = []
     spent = Clock(budget, told)

@@ -40,8 +40,7 @@ class Subject(Record):
 
 
 class Samples(Record):
-    """The data: the first ``count`` of ``of`` test samples. ``class_names`` where the data have them; ``names`` of the
-    samples' files where they come from files."""
+    """The data: the first ``count`` of ``of`` test samples; ``class_names`` where the data have them."""
 
     name: str
     count: int
