@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from oracles.jobs import break_down, die, imported, nap, refuse
 from oracles.watching import Notes
 from pinchpoint.errors import ModelError, StoreError
 from pinchpoint.study import (
@@ -39,24 +39,6 @@ def leftovers(store: Store) -> list[str]:
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------------------
-
-
-def refuse() -> None:
-    raise ModelError("a", "b", "c")
-
-
-def break_down() -> None:
-    raise RuntimeError("no mistake of the user")
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def nap(seconds: float, path: Path) -> str:
-    path.write_text(str(os.getpid()))
-    time.sleep(seconds)
-    return "slept"
 
 
 def results(engine, count: int) -> dict[str, Outcome]:
@@ -246,3 +228,14 @@ def test_interrupt_keeps_what_is_finished_and_nothing_else(tiny, tmp_path, worke
     assert leftovers(store) == []
     assert multiprocessing.active_children() == []
     assert store.load(kept).keys() == kept
+
+
+@pytest.mark.long
+def test_workers_that_were_begun_have_imported_what_stages_need():
+    engine = Processes(1)
+    try:
+        engine.begin()
+        engine.submit(Job(("train", "a"), imported, ("pinchpoint.study.perform",)))
+        assert results(engine, 1)["a"].value is True
+    finally:
+        engine.close()

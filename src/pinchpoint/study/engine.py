@@ -6,6 +6,7 @@ threads (``threads`` in its configuration), so its numbers do not depend on the 
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -61,6 +62,9 @@ class Engine(Protocol):
     def slots(self) -> int:
         """How many it takes now."""
 
+    def begin(self) -> None:
+        """Begin to start what takes long to; asked before there is a job, and perhaps none will follow."""
+
     def submit(self, job: Job) -> None:
         """Take a job; at most ``slots`` are taken and not yet given back."""
 
@@ -84,6 +88,9 @@ class Here:
 
     def __init__(self) -> None:
         self._ended: list[Outcome] = []
+
+    def begin(self) -> None:
+        """This process runs."""
 
     def submit(self, job: Job) -> None:
         """Does it at once."""
@@ -113,13 +120,22 @@ class Processes:
         self._running: dict[Future[object], Key] = {}
         self._pool: ProcessPoolExecutor | None = None
 
-    def submit(self, job: Job) -> None:
-        """Hands it to a worker."""
+    def begin(self) -> None:
+        """The workers start, and import what stages need."""
+        with _interrupts_held():
+            for _ in range(self.slots):
+                self._workers().submit(warm)
+
+    def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), initializer=_begin)
+        return self._pool
+
+    def submit(self, job: Job) -> None:
+        """Hands it to a worker."""
         with _interrupts_held():
             try:
-                self._running[self._pool.submit(attempt, job)] = job.key
+                self._running[self._workers().submit(attempt, job)] = job.key
             except BrokenProcessPool:  # seen when the others are waited for
                 lost: Future[object] = Future()
                 lost.set_exception(BrokenProcessPool())
@@ -158,6 +174,11 @@ class Processes:
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def warm() -> None:
+    """In a worker: import what stages need, which takes seconds."""
+    importlib.import_module("pinchpoint.study.perform")
 
 
 def outcome_of(job: Job) -> Outcome:

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pinchpoint.errors import ConfigError, StoreError
-from pinchpoint.study.engine import Job, Outcome, default_workers, outcome_of
+from pinchpoint.study.engine import Job, Outcome, default_workers, outcome_of, warm
 from pinchpoint.study.graph import Key
 from pinchpoint.study.store import mark
 
@@ -69,6 +69,14 @@ class Ray:
             fit = node.get("CPU", 0) // cpus
             room += int(min(fit, node.get("GPU", 0) // gpus) if gpus else fit)
         return max(1, room if self._workers is None else min(room, self._workers))
+
+    def begin(self) -> None:
+        """A cluster starts on this machine; its workers import what stages need while the driver goes on."""
+        if self._address is None:
+            self._join()
+            warming = self._ray.remote(max_retries=0)(warm)
+            for _ in range(self.slots):
+                warming.remote()
 
     def submit(self, job: Job) -> None:
         """Queues it where the cluster has room."""

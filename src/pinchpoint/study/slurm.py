@@ -56,6 +56,9 @@ class Slurm:
         self._running: dict[Key, submitit.Job[object]] = {}
         self._ended: dict[Key, float] = {}
 
+    def begin(self) -> None:
+        """The cluster runs."""
+
     def submit(self, job: Job) -> None:
         """Queues it."""
         folder = (job.home or Path.cwd()) / "slurm"

@@ -110,12 +110,13 @@ def run(
         return []
     store.check(finished & planned.stages.keys())
     bad = store.failures()
-    check(task.cell for task in waiting if bad.isdisjoint(task.stages))
     wanted: set[Key] = {key for task in waiting for key in task.stages}
     stages = {key: stage for key, stage in planned.stages.items() if key in wanted}
-    store.compact()
     engine = engine or (Here() if workers <= 1 or len(stages) == 1 else Processes(workers))
     try:
+        engine.begin()
+        check(task.cell for task in waiting if bad.isdisjoint(task.stages))
+        store.compact()
         reasons = drive(stages, store, engine, perform, watcher)
     finally:
         engine.close()
