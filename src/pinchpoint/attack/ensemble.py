@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack.apgd import apgd, targeted_apgd
 from pinchpoint.attack.fab import fab
-from pinchpoint.attack.gradient import answer, attacking, check_logits
+from pinchpoint.attack.gradient import answer, at_once, attacking, check_logits
 from pinchpoint.attack.objectives import logit_scale, scaled_cross_entropy, targeted_dlr, targeted_margin
 from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
@@ -89,7 +89,7 @@ def standard_ensemble(
 def _logits(model: nn.Module, x: Tensor, seed: int) -> Tensor:
     with attacking(model, seed, x.device), torch.no_grad():
         parts = []
-        for part in x.split(_BATCH):
+        for part in x.split(at_once(x, _BATCH)):
             logits = answer(model, part)
             check_logits(logits, torch.zeros(len(part), dtype=torch.long, device=x.device), len(part))
             parts.append(logits)

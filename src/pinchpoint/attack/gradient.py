@@ -91,6 +91,35 @@ def check_logits(logits: object, y: Tensor, samples: int) -> None:
         )
 
 
+_NUMBERS = 2**22
+"""Input numbers in one pass: more than a thousand CIFAR images, 27 of ImageNet's."""
+
+
+def at_once(x: Tensor, most: int) -> int:
+    """Inputs in one pass: as many as asked for, but no more than large images leave memory for.
+
+    >>> at_once(torch.zeros(1, 3, 32, 32), 1024), at_once(torch.zeros(1, 3, 224, 224), 1024)
+    (1024, 27)
+    """
+    return min(most, max(1, _NUMBERS // max(1, x[0].numel())))
+
+
+def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
+    """Bytes that one sample's forward pass keeps for its gradient, weights left out."""
+    kept: dict[int, int] = {}
+    weights = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer(model, x[:1].detach().clone().requires_grad_(True))
+    return sum(kept.values())
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode for every module; each module's own mode is put back."""

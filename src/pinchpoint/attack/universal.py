@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value_and_gradient
+from pinchpoint.attack.gradient import at_once, attacking, check_inputs, fooled, value_and_gradient
 from pinchpoint.attack.objectives import Objective, logit_scale, scaled_cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.threat import Threat
@@ -25,6 +25,7 @@ def universal(
     *,
     steps: int = 30,
     batch_size: int = 50,
+    at_a_time: int | None = None,
     step_size: float | None = None,
     restarts: int = 1,
     objective: Objective | None = None,
@@ -45,6 +46,7 @@ def universal(
         model, x, y, threat: as in ``pgd``; eps is the ball the perturbation itself must lie in.
         steps: gradient steps a restart.
         batch_size: samples a step.
+        at_a_time: samples in one pass, where a step's do not fit into memory together.
         step_size: first step, in input units; eps where None.
         restarts: random starting perturbations.
         objective: what is maximised on average. Where None, cross-entropy of logits divided by their scale on x, so that
@@ -76,7 +78,12 @@ def universal(
             delta = ball.random_start(origin, generator)
             for step in range(steps):
                 rows = torch.randperm(len(x), generator=generator)[:batch_size].to(x.device)
-                _, gradient, _ = value_and_gradient(model, threat.clip(x[rows] + delta), y[rows], raised)
+                gradient = torch.cat(
+                    [
+                        value_and_gradient(model, threat.clip(x[some] + delta), y[some], raised)[1]
+                        for some in rows.split(at_a_time or batch_size)
+                    ]
+                )
                 size = first * (1.0 - (1.0 - _LAST) * step / steps)
                 direction = ball.direction(gradient.mean(0, keepdim=True), at=delta, share=_SHARE)
                 delta = ball.project(delta + size * direction, origin)
@@ -107,13 +114,15 @@ def clean_logits(
         raise DataError(
             "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
         )
-    parts = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+    size = at_once(x, _BATCH)
+    parts = zip(x.split(size), y.split(size), strict=True)
     return torch.cat([check_inputs(model, *part, threat) for part in parts])
 
 
 def share_fooled(model: nn.Module, x: Tensor, y: Tensor, delta: Float[Tensor, "1 *shape"], threat: Threat) -> float:
     """Share of samples that are misclassified under the perturbation."""
     with torch.no_grad():
-        parts = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+        size = at_once(x, _BATCH)
+        parts = zip(x.split(size), y.split(size), strict=True)
         wrong = [fooled(model(apply_universal(a, delta, threat)), b) for a, b in parts]
     return float(torch.cat(wrong).double().mean())

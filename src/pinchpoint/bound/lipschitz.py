@@ -150,10 +150,11 @@ def lipschitz(
     points = starting_points(network, inputs)
     uppers = uppers_by_method(network, norm, method, 0.75 * budget_s, steps)
     best = min(uppers, key=lambda name: uppers[name])
-    _, low = sampled(network, points, norm)
+    directions, low = sampled(network, points, norm, seconds=start + budget_s - time.perf_counter())
     left = start + budget_s - time.perf_counter()
     climb = method == "tightest" and steps > 0
-    lower = max(low, ascended(network, points, norm, steps=steps, seconds=left)) if climb else low
+    risen = ascended(network, points, norm, directions=directions, steps=steps, seconds=left) if climb else 0.0
+    lower = max(low, risen)
     return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)
 
 

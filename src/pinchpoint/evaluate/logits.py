@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import answer, eval_mode
+from pinchpoint.attack.gradient import answer, at_once, eval_mode
 from pinchpoint.errors import ModelError, PinchpointError
 
 BATCH = 1024
@@ -18,14 +18,14 @@ BATCH = 1024
 def logits_of(
     model: nn.Module, x: Float[Tensor, "batch *shape"], batch_size: int = BATCH
 ) -> Float[Tensor, "batch classes"]:
-    """Logits in eval mode and batches; the mode is put back.
+    """Logits in eval mode and batches, which are smaller for large images; the mode is put back.
 
     Raises:
         ModelError: where the model does not take a batch, saying which.
     """
     parts = []
     with eval_mode(model), torch.no_grad():
-        for rows in torch.arange(len(x)).split(batch_size):
+        for rows in torch.arange(len(x)).split(at_once(x, batch_size)):
             with in_batch(rows, len(x)):
                 parts.append(answer(model, x[int(rows[0]) : int(rows[-1]) + 1]))
     return torch.cat(parts)

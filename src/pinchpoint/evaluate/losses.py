@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_cross_entropy, universal
-from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
 from pinchpoint.evaluate.verdict import within
 
@@ -47,9 +47,10 @@ def loss_and_examples(
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
             return loss, where, where
+        size = at_once(x, BATCH)
         parts = [
             apgd_to_the_end(model, a, b, threat, steps=steps, objective=objective, seed=seed)
-            for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)
+            for a, b in zip(x.split(size), y.split(size), strict=True)
         ]
         found, fooling = (torch.cat(points).float().to(x.dtype) for points in zip(*parts, strict=True))
         reached = cross_entropy_loss(model, found, y)
@@ -66,14 +67,16 @@ def universal_accuracy(
     threat: Threat,
     *,
     steps: int = 200,
+    at_a_time: int | None = None,
     seed: int = 0,
 ) -> tuple[float, Float[Tensor, "*shape"]]:
     """Accuracy on test data under one perturbation fitted on training data, and the perturbation.
 
-    A test sample the perturbation would carry outside ball or box (it cannot, but that is checked) counts as right.
+    ``at_a_time`` is the number of samples in one pass with gradients. A test sample the perturbation would carry outside
+    ball or box (it cannot, but that is checked) counts as right.
     """
     with eval_mode(model):
-        delta = universal(model, *train, threat, steps=steps, seed=seed)
+        delta = universal(model, *train, threat, steps=steps, at_a_time=at_a_time, seed=seed)
         moved = apply_universal(test[0], delta[None], threat)
         wrong = misclassified(logits_of(model, moved), test[1])
         return 1.0 - float((wrong & within(moved, test[0], threat)).double().mean()), delta

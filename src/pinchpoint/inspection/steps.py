@@ -21,6 +21,7 @@ from pinchpoint.bound import (
     structure_scale,
     trace,
 )
+from pinchpoint.bound.lipschitz import uppers_by_method
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import (
     Attack,
@@ -56,6 +57,10 @@ from pinchpoint.records import (
     ThreatNorm,
 )
 
+_AT_ONCE = 256
+"""Samples turned into float64 at a time."""
+_HOPE = 0.1
+
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, config: AuditConfig) -> Measured:
     """Compressibility of every layer, and accuracy on the samples."""
@@ -67,8 +72,17 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, config: AuditConfig) -> Meas
     )
 
 
-def bound(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig) -> Bounded:
+def bound(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig, *, first: int | None = None
+) -> Bounded:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64.
+
+    Args:
+        model, x, y: a network and samples.
+        threat: the budget, and the norm.
+        config: how long to sharpen.
+        first: where none of so many samples, the first ones, has a radius of a tenth of the budget, the others are given
+            the radius 0, which is certain as well.
 
     Raises:
         ModelError: for a norm or a network that cannot be bounded, by name.
@@ -79,12 +93,11 @@ def bound(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: 
     points, steps = x[: max(1, config.jacobian_samples)], config.bound_steps
     tightest = lipschitz(features, norm=norm, inputs=points, budget_s=config.bound_seconds, steps=steps)
     try:
-        structured = lipschitz(features, norm=norm, method="structure", inputs=points[:1]).upper
+        structured = uppers_by_method(features, norm, "structure", config.bound_seconds, steps)["structure"]
     except ModelError:  # a layer is too large to be written out
         structured = None
     constants = margins(network, norm=norm, budget_s=config.bound_seconds, steps=steps).upper
-    logits = logits_of(float64_copy(model).to(x.device), x.double())
-    radii = radii_from_margins(logits, y, constants)
+    radii = _radii(model, x, y, constants, len(x) if first is None else first, threat.eps)
     certified = radii[radii > 0]
     record = Bounds(
         norm=norm,
@@ -100,6 +113,21 @@ def bound(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: 
     )
     allowed = gap_bound_from_margins(constants, y, threat.eps)
     return Bounded(bounds=record, eps=threat.eps, gap_bound=allowed, radii=radii.tolist())
+
+
+def _radii(model: nn.Module, x: Tensor, y: Tensor, constants: Tensor, first: int, eps: float) -> Tensor:
+    copied = float64_copy(model).to(x.device)
+
+    def some(rows: slice) -> Tensor:
+        parts = [logits_of(copied, part.double()) for part in x[rows].split(_AT_ONCE)]
+        return radii_from_margins(torch.cat(parts), y[rows], constants)
+
+    found = some(slice(0, first))
+    if len(found) == len(x):
+        return found
+    if float(found.max()) < _HOPE * eps:
+        return torch.cat([found, found.new_zeros(len(x) - len(found))])
+    return torch.cat([found, some(slice(len(found), None))])
 
 
 def _bounded_norm(norm: ThreatNorm) -> Norm:

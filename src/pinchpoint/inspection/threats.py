@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, standard_ensemble
-from pinchpoint.attack.ensemble import Version
-from pinchpoint.evaluate import robust_accuracy, smallest_eps
+from pinchpoint.attack.ensemble import Attack, Version
+from pinchpoint.attack.gradient import graph_bytes
+from pinchpoint.evaluate import default_attacks, loss_and_examples, robust_accuracy, smallest_eps
 from pinchpoint.evaluate.verdict import Verdict
-from pinchpoint.inspection.clock import Clock, until
+from pinchpoint.inspection.clock import Clock, TimeUp, until
 from pinchpoint.inspection.shares import counted, share
 from pinchpoint.records import BudgetPoint, Share
 
-_NUMBERS = 2**19
-"""Input numbers in one piece: 170 CIFAR images."""
-_LEAST, _MOST = 16, 128
+_BYTES = 3 * 2**28
+"""What the samples of one piece may keep for their gradients."""
+_MOST = 128
+_SAFE = 1.2
+"""So much longer than those before the next samples may take."""
+_FIRST = 4
+"""The first samples of a kind are so many times fewer, where there is a budget: nobody knows yet what they take."""
+_QUICK = 50
+"""Steps of AutoPGD with cross-entropy in the quick ensemble."""
 _POINTS, _BEYOND = 10, 2.0
 """Budgets of a curve, and its last one in units of the judged one."""
 
 
-def piece(input_shape: Sequence[int]) -> int:
-    """Samples attacked at a time.
+def piece(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
+    """Samples attacked at a time: a power of two that memory has room for.
 
-    >>> piece((3, 32, 32)), piece((3, 224, 224))
+    >>> small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 224, 224)
+    >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU())
+    >>> piece(model, small), piece(model, large)
     (128, 16)
     """
-    size = 1
-    for length in input_shape:
-        size *= length
-    return max(_LEAST, min(_MOST, _NUMBERS // size))
+    room = max(1, min(_MOST, _BYTES // max(1, graph_bytes(model, x))))
+    return 1 << (room.bit_length() - 1)
 
 
 class Judging:
@@ -42,9 +52,12 @@ class Judging:
         model: returns logits, in eval mode.
         x, y: the samples.
         threat: ball and box.
-        kept: of the first so many samples the attacked images are kept.
         radii: certified radii in the threat's norm, where there are some.
         seed: of the attacks.
+
+    Attributes:
+        losses, where: of the samples looked at, the largest cross-entropy found and the points that have it.
+        attacked: the attacked images of the same samples.
     """
 
     def __init__(
@@ -54,54 +67,105 @@ class Judging:
         y: Int[Tensor, "batch"],
         threat: Threat,
         *,
-        kept: int,
         radii: Float[Tensor, "batch"] | None = None,
         seed: int = 0,
     ) -> None:
         self.model, self.x, self.y, self.threat, self.radii, self.seed = model, x, y, threat, radii, seed
         self.fallen: Bool[Tensor, "batch"] = torch.zeros(len(x), dtype=torch.bool)
         self.smallest = torch.full((len(x),), torch.inf, dtype=torch.float64)
-        self.attacked = x[:kept].clone()
         self.stage: list[str] = []
-        self.sharpened = self.searched = 0
-        self._size = piece(x.shape[1:])
+        self.losses: Tensor = torch.zeros(0)
+        self.where = self.attacked = x[:0]
+        self.quick = self.sharpened = self.searched = 0
+        self._size = piece(model, x)
+        self._steps = 0
+        self._spent: dict[str, tuple[float, int]] = {}
 
     @property
     def judged(self) -> int:
         """Samples of which something is known."""
         return len(self.stage)
 
-    def quickly(self, clock: Clock, most: int, reserve: float = 0.0) -> None:
-        """Judge samples by the quick ensemble, ``most`` in all, while more than ``reserve`` seconds are left."""
-        while self.judged < most:
-            rows = slice(self.judged, min(self.judged + self._size, most))
-            with until(clock, reserve, self.model):
-                verdict = self._attack(rows, "quick")
-            self.stage += verdict.stage
-            self._take(rows, verdict)
+    def look(self, clock: Clock, count: int, steps: int) -> None:
+        """A first look at ``count`` samples, whatever it takes: AutoPGD, which raises the loss as far as it can."""
+        self._steps = steps
+        found = []
+        for begin in range(0, count, self._size):
+            rows = slice(begin, min(begin + self._size, count))
+            found.append(
+                loss_and_examples(self.model, self.x[rows], self.y[rows], self.threat, steps=steps, seed=self.seed)
+            )
+            verdict = self._judge(rows, {}, found[-1][2])
+            self.stage += ["apgd-ce" if name == "known" else name for name in verdict.stage]
+            self.attacked = torch.cat([self.attacked, verdict.adversarial])
+            self.fallen[rows] = verdict.fallen.cpu()
             clock.say(self._so_far())
+        self.losses, self.where = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:2])
+
+    def widely(self, clock: Clock, reserve: float = 0.0) -> None:
+        """Judge the other samples by AutoPGD as well, while more than ``reserve`` seconds are left.
+
+        Raises:
+            TimeUp: when they are over.
+        """
+        while self.judged < len(self.x):
+            room = self._room("AutoPGD", clock, reserve, self._size)
+            index = torch.arange(self.judged, min(self.judged + room, len(self.x)))
+            attacks = default_attacks(self.model, self.x[index], steps=self._steps, seed=self.seed)
+            with self._timed("AutoPGD", len(index), clock, reserve):
+                verdict = self._judge(index, {"apgd-ce": attacks["apgd-ce"]})
+            self._take(index, verdict)
+            clock.say(self._so_far())
+
+    def quickly(self, clock: Clock, reserve: float = 0.0) -> None:
+        """Attack what stands by the quick ensemble, then samples of which nothing is known, in order.
+
+        Raises:
+            TimeUp: when the time is over.
+        """
+        while self.quick < len(self.x):
+            again = self.quick < self.judged
+            self.quick = self._further("quick", self.quick, self.judged if again else len(self.x), clock, reserve)
 
     def sharply(self, clock: Clock, reserve: float = 0.0) -> None:
-        """Attack what the quick ensemble left by the standard one, in the same order."""
-        while self.sharpened < self.judged:
-            standing = [row for row in range(self.sharpened, self.judged) if self.stage[row] == "survived"]
-            some = standing[: self._size // 4]
-            if some:
-                index = torch.tensor(some, device=self.x.device)
-                with until(clock, reserve, self.model):
-                    verdict = self._attack(index, "standard")
-                for row, name in zip(some, verdict.stage, strict=True):
-                    self.stage[row] = name
-                self._take(index.cpu(), verdict)
-            self.sharpened = some[-1] + 1 if len(some) < len(standing) else self.judged
-            clock.say(self._so_far())
+        """Attack what the quick ensemble left by the standard one, in the same order.
 
-    def search(self, clock: Clock, reserve: float = 0.0, steps: int = 30) -> None:
-        """Find the smallest budget at which each judged sample falls, for the curve; also what that finds counts."""
+        Raises:
+            TimeUp: when the time is over.
+        """
+        while self.sharpened < self.quick:
+            self.sharpened = self._further("standard", self.sharpened, self.quick, clock, reserve)
+
+    def _further(self, version: Version, first: int, last: int, clock: Clock, reserve: float) -> int:
+        """Attack some of the samples between two that are not known to fall, and say how far it came."""
+        known = first < self.judged
+        rows = [row for row in range(first, last) if not known or self.stage[row] == "survived"]
+        if not rows:
+            return last
+        what = f"{version} again" if known else version
+        some = rows[: self._room(what, clock, reserve, self._size if version == "quick" else max(1, self._size // 4))]
+        index = torch.tensor(some)
+        attacks = standard_ensemble(self.model, self.x[index], version=version, seed=self.seed)
+        if version == "quick" and known and self._steps >= _QUICK:
+            del attacks["apgd-ce"]  # which would go the way of the first look once more
+        with self._timed(what, len(some), clock, reserve):
+            verdict = self._judge(index, attacks)
+        self._take(index, verdict)
+        clock.say(self._so_far())
+        return some[-1] + 1 if len(some) < len(rows) else last
+
+    def search(self, clock: Clock, most: int, reserve: float = 0.0, steps: int = 30) -> None:
+        """Find the smallest budget at which each judged sample falls, of ``most`` in all, for the curve; also what that
+        finds counts.
+
+        Raises:
+            TimeUp: when the time is over.
+        """
         eps_max = _BEYOND * self.threat.eps
-        while self.searched < self.judged and eps_max > 0:
-            rows = slice(self.searched, min(self.searched + self._size, self.judged))
-            with until(clock, reserve, self.model):
+        while self.searched < min(most, self.judged) and eps_max > 0:
+            room = self._room("search", clock, reserve, self._size)
+            rows = slice(self.searched, min(self.searched + room, most, self.judged))
+            with self._timed("search", rows.stop - rows.start, clock, reserve):
                 found, examples = smallest_eps(
                     self.model, self.x[rows], self.y[rows], self.threat.norm, eps_max, steps=steps, seed=self.seed
                 )
@@ -146,26 +210,56 @@ class Judging:
     @property
     def name(self) -> str:
         """The attack that a sample had to survive."""
-        if self.sharpened == self.judged:
-            return "standard"
-        return "quick" if self.sharpened == 0 else f"standard for the first {self.sharpened}, quick for the rest"
+        reached = {"standard": self.sharpened, "quick": self.quick, f"AutoPGD ({self._steps} steps)": self.judged}
+        parts, before = list[tuple[str, str]](), 0
+        for name, count in reached.items():
+            if count > before:
+                rest = "the rest" if count == self.judged else f"the next {count - before}"
+                parts.append((name, rest if parts else f"the first {count}"))
+                before = count
+        return parts[0][0] if len(parts) == 1 else ", ".join(f"{name} for {which}" for name, which in parts)
 
     def _certified(self, eps: float) -> Tensor:
         assert self.radii is not None
         radii = self.radii.cpu()
         return (radii > 0) & (radii >= eps)
 
-    def _attack(self, rows: slice | Tensor, version: Version) -> Verdict:
-        x, y = self.x[rows], self.y[rows]
-        attacks = standard_ensemble(self.model, x, version=version, seed=self.seed)
+    def _judge(self, rows: slice | Tensor, attacks: dict[str, Attack], known: Tensor | None = None) -> Verdict:
         radii = None if self.radii is None else self.radii[rows]
-        return robust_accuracy(self.model, x, y, self.threat, attacks=attacks, certified_radii=radii)
+        return robust_accuracy(
+            self.model, self.x[rows], self.y[rows], self.threat, attacks=attacks, known=known, certified_radii=radii
+        )
 
-    def _take(self, rows: slice | Tensor, verdict: Verdict) -> None:
-        self.fallen[rows] = verdict.fallen.cpu()
-        index = torch.arange(len(self.x))[rows]
+    def _take(self, index: Tensor, verdict: Verdict) -> None:
+        """New samples are the next ones."""
+        for row, name in zip(index.tolist(), verdict.stage, strict=True):
+            self.stage[row : row + 1] = [name]
+        self.fallen[index] = verdict.fallen.cpu()
         mine = index < len(self.attacked)
         self.attacked[index[mine]] = verdict.adversarial[mine.to(verdict.adversarial.device)]
+
+    def _room(self, what: str, clock: Clock, reserve: float, most: int) -> int:
+        """Samples that are done in the time there is, by what those before took; the first ones are few."""
+        free = clock.left - reserve
+        if math.isinf(free):
+            return most
+        if free <= 0:
+            raise TimeUp
+        if what not in self._spent:
+            return max(1, most // _FIRST)
+        seconds, count = self._spent[what]
+        room = int(free * count / max(seconds, 1e-9) / _SAFE)
+        if room < 1:
+            raise TimeUp
+        return min(room, most)
+
+    @contextmanager
+    def _timed(self, what: str, count: int, clock: Clock, reserve: float) -> Iterator[None]:
+        start = time.perf_counter()
+        with until(clock, reserve, self.model):
+            yield
+        seconds, before = self._spent.get(what, (0.0, 0))
+        self._spent[what] = (seconds + time.perf_counter() - start, before + count)
 
     def _so_far(self) -> str:
         one = self.robust()

@@ -45,6 +45,7 @@ def follow_advice(
     x: Tensor,
     y: Tensor,
     *,
+    steps: int = 30,
     seed: int = 0,
 ) -> Trial:
     """Follow an advice on a copy of the model, and see what its predictions come to.
@@ -54,6 +55,7 @@ def follow_advice(
         data: its training part tunes both copies.
         advice: whose ``action`` is done and whose predictions are held against what is measured.
         x, y: samples it is judged on.
+        steps: of the search for the smallest budget of each sample.
         seed: of fine-tuning and attacks.
 
     Raises:
@@ -63,7 +65,7 @@ def follow_advice(
     changed = _tuned(apply(model, advice.action), few, seed)
     plain = _tuned(copy.deepcopy(model), few, seed)
     budgets = {(one.norm, one.eps) for one in advice.predicted if one.norm is not None}
-    after, rival = (_judged(one, budgets, x, y, seed) for one in (changed, plain))
+    after, rival = (_judged(one, budgets, x, y, steps, seed) for one in (changed, plain))
     outcomes = [
         Outcome(
             metric=one.metric,
@@ -89,11 +91,17 @@ def follow_advice(
     )
 
 
+_Budget = tuple[ThreatNorm | None, float | None]
 _Measured = dict[tuple[str, ThreatNorm | None, float | None], float]
 
 
 def _judged(
-    model: nn.Module, budgets: Collection[tuple[ThreatNorm | None, float | None]], x: Tensor, y: Tensor, seed: int
+    model: nn.Module,
+    budgets: Collection[tuple[ThreatNorm | None, float | None]],
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    seed: int,
 ) -> _Measured:
     """Clean accuracy, and robust accuracy at every budget."""
     with eval_mode(model):
@@ -102,7 +110,7 @@ def _judged(
         for norm in _NORMS:
             mine = [eps for other, eps in budgets if other == norm and eps is not None]
             if mine:
-                smallest, _ = smallest_eps(model, x, y, norm, max(mine), seed=seed)
+                smallest, _ = smallest_eps(model, x, y, norm, max(mine), steps=steps, seed=seed)
                 for eps in mine:
                     found["robust_accuracy", norm, eps] = counted((smallest > eps).tolist()).value
         return found
