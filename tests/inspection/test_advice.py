@@ -14,7 +14,7 @@ from pinchpoint.attack import Threat
 from pinchpoint.cli import app
 from pinchpoint.inspection.advice import CLIP, advise, apply
 from pinchpoint.inspection.pinch import follow, pinch_points
-from pinchpoint.inspection.prediction import Curves
+from pinchpoint.inspection.prediction import REACHED, Curves
 from pinchpoint.inspection.shares import share
 from pinchpoint.learn import ModelConfig, build
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
@@ -72,7 +72,8 @@ def test_a_concentrated_layer_is_clipped_and_the_prediction_is_read_off_the_curv
     changed = apply(model, top.action)
     assert changed[0].weight.norm().item() == pytest.approx(model[0].weight.norm().item(), rel=1e-5)
     norms = [np.linalg.norm(one[0].weight.detach().double().numpy(), 2) for one in (changed, model)]
-    value, low, high = at(EPS * (norms[0] / norms[1]) ** points[0].share)
+    (now, low, _), (most, _, high) = at(EPS), at(EPS * (norms[0] / norms[1]) ** points[0].share)
+    value = now + REACHED * (most - now)
     robust, clean = top.predicted
     assert (robust.metric, robust.norm, robust.eps, robust.before) == (
         "robust_accuracy",
@@ -96,7 +97,8 @@ def test_the_norm_of_a_convolution_is_that_of_its_operator():
     changed = apply(model, clip.action)
     before, after = (np.linalg.norm(convolution(one[0], (5, 5)).dense().numpy(), 2) for one in (model, changed))
     point = next(point for point in points if point.layer == "0")
-    assert clip.predicted[0].after == pytest.approx(at(EPS * (after / before) ** point.share)[0], rel=0.01)
+    now, most = at(EPS)[0], at(EPS * (after / before) ** point.share)[0]
+    assert clip.predicted[0].after == pytest.approx(now + REACHED * (most - now), rel=0.01)
 
 
 def test_a_rank_low_by_design_gets_a_floor():

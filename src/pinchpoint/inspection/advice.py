@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pinchpoint.inspection.changes import Action, apply
-from pinchpoint.inspection.prediction import Curves, prediction
+from pinchpoint.inspection.prediction import REACHED, Curves, prediction
 from pinchpoint.measure.layers import layers
 from pinchpoint.measure.norms import operator_norms
 from pinchpoint.measure.shapes import forward_pass
@@ -224,7 +224,7 @@ class _Known:
             how = (
                 f"operator norm of {point.layer} times {factor:.3f} (from the weights), share of the risk "
                 f"{point.share:.3f}: the measured curve at eps x {factor:.3f}^{point.share:.3f} = eps x "
-                f"{factor**point.share:.3f}"
+                f"{factor**point.share:.3f} is the most there is to gain, and {REACHED:.0%} of it what was seen elsewhere"
             )
         predicted = self.curves.robust(factor**share, how)
         predicted += self.curves.unchanged("fine-tuning is taken to bring clean accuracy back into its interval")

@@ -76,6 +76,7 @@ def follow_advice(
             low=one.low,
             high=one.high,
             measured=after[one.metric, one.norm, one.eps],
+            alone=rival[one.metric, one.norm, one.eps],
             held=one.low <= after[one.metric, one.norm, one.eps] <= one.high,
         )
         for one in advice.predicted

@@ -95,7 +95,8 @@ class Example(Record):
 
 
 class Outcome(Record):
-    """One prediction of an advice, and what was measured when it was followed. ``held``: measured within low ... high."""
+    """One prediction of an advice, and what was measured when it was followed. ``held``: measured within low ... high.
+    ``alone`` is what the same fine-tuning leads to without the change."""
 
     metric: str
     norm: ThreatNorm | None
@@ -106,6 +107,7 @@ class Outcome(Record):
     high: float
     measured: float
     held: bool
+    alone: float | None = None
 
 
 class Trial(Record):

@@ -201,6 +201,7 @@ def trial(tried: Trial) -> Table:
             Cell(words.amount(item.metric, item.predicted), item.predicted),
             Cell(f"{words.amount(item.metric, item.low)} to {words.amount(item.metric, item.high)}", item.low),
             Cell(words.amount(item.metric, item.measured), item.measured),
+            Cell("not on record" if item.alone is None else words.amount(item.metric, item.alone), item.alone),
             Cell("✓ held" if item.held else "✗ did not hold", float(item.held), tone="good" if item.held else "bad"),
         ]
         for place, item in enumerate(tried.outcomes)
@@ -211,6 +212,7 @@ def trial(tried: Trial) -> Table:
         Head("predicted", "predicted"),
         Head("fails outside"),
         Head("measured"),
+        Head("fine-tuning alone"),
         Head("held?", "held"),
     ]
     return Table("trial-table", f"The suggestion tried: {tried.title}.", heads, rows)
