@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
-from pinchpoint.inspection.gate import check, holds
+from pinchpoint.inspection.gate import check, holds, numbers
+from report import audit_factory
 
 NAMES = {"robust_accuracy": 0.25, "clean_accuracy": 0.9, "lipschitz_l2": 12.5, "difference_clean_accuracy": -0.5}
 sides = st.one_of(
@@ -79,3 +80,18 @@ def test_a_number_that_was_not_measured() -> None:
         ConfigError, "a condition names what was measured, but got robust_acuracy; perhaps robust_accuracy is meant."
     ):
         holds("robust_acuracy < 1", NAMES)
+
+
+def test_numbers_have_the_ends_of_their_intervals() -> None:
+    report = audit_factory.report()
+    known = numbers(report)
+    weakest = min(report.threats, key=lambda threat: threat.robust.value)
+    assert known["robust_accuracy"] == weakest.robust.value
+    assert (known["robust_accuracy_low"], known["robust_accuracy_high"]) == (weakest.robust.low, weakest.robust.high)
+    assert (known["clean_accuracy_low"], known["clean_accuracy_high"]) == (report.clean.low, report.clean.high)
+    assert report.comparison is not None
+    for row in report.comparison.rows:
+        key = f"difference_{row.metric}" + ("" if row.norm is None else f"_{row.norm}")
+        assert (known[key], known[f"{key}_low"], known[f"{key}_high"]) == (row.difference, row.low, row.high)
+    written = [name for name in known if "difference_universal" not in name]  # which audits do not compare
+    check(" and ".join(f"{name} < 1" for name in written))

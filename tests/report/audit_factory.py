@@ -241,7 +241,7 @@ def trial() -> Trial:
     outcomes = [
         Outcome(
             metric=item.metric, norm=item.norm, eps=item.eps, before=item.before, predicted=item.after, low=item.low,
-            high=item.high, measured=measured, held=item.low <= measured <= item.high,
+            high=item.high, measured=measured, alone=item.before, held=item.low <= measured <= item.high,
         )
         for item, measured in zip(first.predicted, (0.175, 0.21, 1890.0), strict=True)
     ]  # fmt: skip

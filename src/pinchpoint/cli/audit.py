@@ -74,7 +74,8 @@ def audit(
 
     [bold]--fail-if[/bold] knows clean_accuracy, robust_accuracy, universal_accuracy,
     certified_accuracy (lowest over threats, or with _linf, _l2, _l1 behind) and
-    difference_robust_accuracy_linf (with --against), joined by and, or, not.
+    difference_robust_accuracy_linf (with --against), each also with _low or
+    _high behind for an end of its 95 % interval, joined by and, or, not.
     """
     from pinchpoint.inspection import clock, gate
     from pinchpoint.inspection.audit import audit as run

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from pinchpoint.errors import ConfigError
-from pinchpoint.records import AuditReport
+from pinchpoint.records import AuditReport, Share
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -32,22 +32,30 @@ def numbers(report: AuditReport) -> dict[str, float]:
     """The numbers a condition may name.
 
     ``robust_accuracy``, ``universal_accuracy`` and ``certified_accuracy`` are the lowest over threats; with ``_linf``,
-    ``_l2`` or ``_l1`` behind them those of one. ``difference_...`` are those of ``--against``: second minus first.
+    ``_l2`` or ``_l1`` behind them those of one. ``difference_...`` are those of ``--against``: second minus first. Each
+    with ``_low`` or ``_high`` behind it is an end of its 95 % interval.
     """
-    found = {"clean_accuracy": report.clean.value, "neuron": report.profile.neuron, "spectral": report.profile.spectral}
+    found = {"neuron": report.profile.neuron, "spectral": report.profile.spectral} | _ends(
+        "clean_accuracy", report.clean
+    )
     for threat in report.threats:
         shares = {"robust": threat.robust, "universal": threat.universal, "certified": threat.certified}
         for name, one in shares.items():
             if one is not None:
                 key = f"{name}_accuracy"
-                found[f"{key}_{threat.norm}"] = one.value
-                found[key] = min(found.get(key, 1.0), one.value)
+                found |= _ends(f"{key}_{threat.norm}", one)
+                if one.value <= found.get(key, 1.0):
+                    found |= _ends(key, one)
     for bounds in report.bounds:
         found[f"lipschitz_{bounds.norm}"] = bounds.lipschitz
     for row in report.comparison.rows if report.comparison else ():
         key = f"difference_{row.metric}" + ("" if row.norm is None else f"_{row.norm}")
-        found[key] = row.difference
+        found |= {key: row.difference, f"{key}_low": row.low, f"{key}_high": row.high}
     return found
+
+
+def _ends(key: str, one: Share) -> dict[str, float]:
+    return {key: one.value, f"{key}_low": one.low, f"{key}_high": one.high}
 
 
 def check(condition: str) -> None:
@@ -64,7 +72,8 @@ def _names() -> list[str]:
     threats = [f"{name}_accuracy{norm}" for name in ("robust", "universal", "certified") for norm in ("", *_NORMS)]
     bounds = [f"lipschitz{norm}" for norm in _NORMS]
     differences = ["difference_clean_accuracy", *(f"difference_robust_accuracy{norm}" for norm in _NORMS)]
-    return ["clean_accuracy", "neuron", "spectral", *threats, *bounds, *differences]
+    with_ends = [f"{name}{end}" for name in ("clean_accuracy", *threats, *differences) for end in ("", "_low", "_high")]
+    return ["neuron", "spectral", *bounds, *with_ends]
 
 
 def holds(condition: str, known: Mapping[str, float]) -> bool:
