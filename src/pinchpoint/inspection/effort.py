@@ -115,6 +115,11 @@ class Effort:
             pass_seconds=pass_seconds,
         )
 
+    @property
+    def check_seconds(self) -> float:
+        """What looking for signs of masked gradients takes, under one threat."""
+        return self.pass_seconds * self.checked * _CHECKING
+
     def trial_seconds(self, samples: int, threats: int) -> float:
         """What a trial on so many samples takes: two copies tuned and judged."""
         return 2 * self.pass_seconds * (TUNED + samples * self._judging(threats))

@@ -29,6 +29,15 @@ _FIRST = 4
 """The first samples of a kind are so many times fewer, where there is a budget: nobody knows yet what they take."""
 _QUICK = 50
 """Steps of AutoPGD with cross-entropy in the quick ensemble."""
+_PASSES = {
+    "AutoPGD": 50,
+    "search": 60,
+    "quick": 250,
+    "quick again": 250,
+    "standard": 5000,
+    "standard again": 5000,
+}
+"""Passes through the model, forward and back, that a sample takes which withstands; known before it was tried."""
 _POINTS, _BEYOND = 10, 2.0
 """Budgets of a curve, and its last one in units of the judged one."""
 
@@ -53,6 +62,7 @@ class Judging:
         x, y: the samples.
         threat: ball and box.
         radii: certified radii in the threat's norm, where there are some.
+        pass_seconds: what a sample takes through the model, forward and back, where there is a budget.
         seed: of the attacks.
 
     Attributes:
@@ -68,6 +78,7 @@ class Judging:
         threat: Threat,
         *,
         radii: Float[Tensor, "batch"] | None = None,
+        pass_seconds: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.model, self.x, self.y, self.threat, self.radii, self.seed = model, x, y, threat, radii, seed
@@ -78,7 +89,7 @@ class Judging:
         self.where = self.attacked = x[:0]
         self.quick = self.sharpened = self.searched = 0
         self._size = piece(model, x)
-        self._steps = 0
+        self._steps, self._pass_seconds = 0, pass_seconds
         self._spent: dict[str, tuple[float, int]] = {}
 
     @property
@@ -246,8 +257,8 @@ class Judging:
         if free <= 0:
             raise TimeUp
         if what not in self._spent:
-            return max(1, most // _FIRST)
-        seconds, count = self._spent[what]
+            most = max(1, most // _FIRST)
+        seconds, count = self._spent.get(what, (self._pass_seconds * _PASSES[what], 1))
         room = int(free * count / max(seconds, 1e-9) / _SAFE)
         if room < 1:
             raise TimeUp

@@ -161,7 +161,8 @@ class Work:
         radii = None
         if threat.norm in self.bounded:
             radii = torch.tensor(self.bounded[threat.norm].radii, dtype=torch.float64, device=self.x.device)
-        one = Judging(self.model, self.x, self.y, threat, radii=radii, seed=self.seed)
+        passing = self.effort.pass_seconds
+        one = Judging(self.model, self.x, self.y, threat, radii=radii, pass_seconds=passing, seed=self.seed)
         count = min(self.effort.looked, len(self.x))
         one.look(self.clock, count, self.effort.steps)
         one.search(self.clock, count, reserve=-math.inf, steps=self.effort.search_steps)
@@ -280,7 +281,7 @@ class Work:
 
     def _check(self, one: Judging, reserve: float) -> str:
         samples = self.effort.checked
-        if samples == 0:
+        if samples == 0 or self.effort.check_seconds > self.clock.left - reserve:
             raise TimeUp
         x, y = self.x[: 4 * samples], self.y[: 4 * samples]
         with until(self.clock, reserve, self.model):
