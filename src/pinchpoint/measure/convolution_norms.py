@@ -246,14 +246,25 @@ def _leading_input(conv: Convolution, accuracy: float, steps: int = 24, rounds: 
 
 
 def _row_sums(conv: Convolution) -> Float[Tensor, "*output"]:
-    """Sums of |taps| of each output: the row sums of |A|, or more where two taps see the same input."""
-    absolute = replace(conv, weight=conv.weight.abs())
-    return absolute.apply(conv.weight.new_ones(1, *conv.input_shape))[0]
+    """Sums of |taps| of each output: the row sums of |A|, or more where two taps see the same input.
+
+    All inputs are one here, so channels are added up before anything moves over the image.
+    """
+    weight = conv.weight.abs()
+    weight = (
+        weight.unflatten(0, (conv.groups, -1)).sum(1).flatten(0, 1)[None] if conv.transposed else weight.sum(1, True)
+    )
+    alone = replace(conv, weight=weight, groups=1)
+    return alone.apply(weight.new_ones(1, *alone.input_shape))[0]
 
 
 def _column_sums(conv: Convolution) -> Float[Tensor, "*input"]:
-    absolute = replace(conv, weight=conv.weight.abs())
-    return absolute.adjoint(conv.weight.new_ones(1, *conv.output_shape))[0]
+    weight = conv.weight.abs()
+    weight = (
+        weight.sum(1, True) if conv.transposed else weight.unflatten(0, (conv.groups, -1)).sum(1).flatten(0, 1)[None]
+    )
+    alone = replace(conv, weight=weight, groups=1)
+    return alone.adjoint(weight.new_ones(1, *alone.output_shape))[0]
 
 
 def _merged(conv: Convolution) -> list[Float[Tensor, "out in *places"]]:
