@@ -116,10 +116,9 @@ def main() -> None:
     for name in names:
         for kind in KINDS:
             for seed in SEEDS:
+                before = len(rows)
                 rows += tried(name, kind, seed)
-                print(
-                    f"{name}, {kind}, seed {seed}: {sum(row['seed'] == seed for row in rows)} predictions", flush=True
-                )
+                print(f"{name}, {kind}, seed {seed}: {len(rows) - before} predictions", flush=True)
     low, high = interval(rows)
     shown = [["network", "allowed", "gained", "by tuning", "held"]]
     for name in names:

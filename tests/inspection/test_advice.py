@@ -14,7 +14,7 @@ from pinchpoint.attack import Threat
 from pinchpoint.cli import app
 from pinchpoint.inspection.advice import CLIP, advise, apply
 from pinchpoint.inspection.pinch import follow, pinch_points
-from pinchpoint.inspection.prediction import REACHED, Curves
+from pinchpoint.inspection.prediction import MOST, REACHED, Curves
 from pinchpoint.inspection.shares import share
 from pinchpoint.learn import ModelConfig, build
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
@@ -72,8 +72,9 @@ def test_a_concentrated_layer_is_clipped_and_the_prediction_is_read_off_the_curv
     changed = apply(model, top.action)
     assert changed[0].weight.norm().item() == pytest.approx(model[0].weight.norm().item(), rel=1e-5)
     norms = [np.linalg.norm(one[0].weight.detach().double().numpy(), 2) for one in (changed, model)]
-    (now, low, _), (most, _, high) = at(EPS), at(EPS * (norms[0] / norms[1]) ** points[0].share)
-    value = now + REACHED * (most - now)
+    now, low, high = at(EPS)
+    gain = at(EPS * (norms[0] / norms[1]) ** points[0].share)[0] - now
+    value, high = now + REACHED * gain, high + MOST * gain
     robust, clean = top.predicted
     assert (robust.metric, robust.norm, robust.eps, robust.before) == (
         "robust_accuracy",

@@ -4,7 +4,7 @@ Lowering a layer's operator norm by the factor f lowers its log gain by log f at
 excess, an adversary could at best be made to need a budget larger by f^-s: robust accuracy at eps would become what the
 measured curve says at eps f^s. That much is seldom reached, since an attack finds other ways and fine-tuning gives some of
 the gain back. So what is predicted is a share of it, ``REACHED``, measured over networks by ``python -m benchmarks.advice``;
-the prediction fails below the interval that holds now, and above the interval that the curve has at eps f^s.
+the prediction fails below the interval that holds now, and above it by more than ``MOST`` of that gain.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ TELLING = (0.2, 0.8)
 the budget nearest to the middle is predicted for as well."""
 
 
-REACHED = 0.3
-"""What of the gain that the rule allows for was seen, beyond that of fine-tuning alone."""
+REACHED, MOST = 0.16, 0.3
+"""What of the gain that the rule allows for was seen, beyond that of fine-tuning alone, over 30 small networks (95 %: .12 to
+.21); and more than any kind of them reached on average."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Curves:
         found = []
         for norm in self._norms():
             for eps in self._budgets(norm):
-                (now, low, _), (most, _, high) = self._read(norm, eps), self._read(norm, eps * factor)
-                after = (now + REACHED * (most - now), low, high)
+                now, low, high = self._read(norm, eps)
+                gain = self._read(norm, eps * factor)[0] - now
+                after = (now + REACHED * gain, low, min(1.0, high + MOST * gain))
                 found.append(prediction("robust_accuracy", (norm, eps), now, after, how))
         return found
 
