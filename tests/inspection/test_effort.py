@@ -24,7 +24,7 @@ def test_more_time_is_never_less_effort(seconds: float, passing: float, threats:
     cost = passing * threats * some.looked * (some.steps + 2 * some.search_steps)
     assert cost <= 0.3 * seconds or (some.looked, some.steps) == (16, 12)  # the least there is
     if some.tried:
-        assert some.trial_seconds(some.tried, threats) <= 0.35 * seconds * (1 + 1e-9)
+        assert some.trial_seconds(some.tried, threats) <= 0.4 * seconds * (1 + 1e-9)
 
 
 def test_without_a_budget_nothing_is_spared() -> None:

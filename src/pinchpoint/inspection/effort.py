@@ -23,12 +23,12 @@ _PLANES, _TOGETHER = 2 / 3, 50
 """Planes in pixels, where a point takes a third of a pass; samples in each step of a universal perturbation."""
 _CHECKING = 300
 """Passes through the model for a sample in which signs of masked gradients are sought, about; most are queries."""
-_TRIED = 0.35
+_TRIED = 0.4
 """Share of a budget that a trial may take."""
 _FEWER = ((1, 1), (2, 1), (4, 1), (4, 2), (8, 2), (8, 4))
 """What the first look comes down to, step by step: samples and attack steps by these factors fewer."""
 _LEAST = 8
-TUNED = 6000
+TUNED = 3500
 """Passes through the model that a trial's fine-tuning takes, each of one sample forward and back, about."""
 
 
@@ -44,7 +44,7 @@ class Effort:
         fitted: training samples that the universal perturbation is fitted on in ``universal_steps`` steps of 50 of them;
             none where there is no time for it.
         checked: samples on which signs of masked gradients are sought; none where there is no time for it.
-        tried: samples a trial is judged on, at most; none where there is no time for one.
+        tried: samples a trial is judged on, at most, and no fewer than are looked at; none where there is no time for it.
         standard: whether what the quick ensemble leaves is attacked by the standard one.
         pass_seconds: what one sample takes through the model, forward and back; 0 where nobody asked.
     """
@@ -104,7 +104,7 @@ class Effort:
         universal_steps = _halved(self.universal_steps, _FOOL * passes / _TOGETHER, _LEAST // 2)
         checked = _halved(self.checked, _CHECK * passes / _CHECKING, _LEAST // 2)
         tried = int((_TRIED * seconds / max(pass_seconds, 1e-9) / 2 - TUNED) / self._judging(threats))
-        tried = max(0, min(self.tried, tried))
+        tried = min(self.tried, tried) if tried >= fewer.looked else 0  # those looked at are searched in any case
         return replace(
             fewer,
             plane=plane,

@@ -228,7 +228,7 @@ class Work:
             left = []
             for place, (name, one) in enumerate(todo):
                 alike = sum(other == name for other, _ in todo[place:])
-                part = 1.0 if final else _SHARES[name] / alike
+                part = (1.0 if final else _SHARES[name]) / alike
                 with self.clock.phase(name):
                     if not self._sharper(name, one, kept, part, final):
                         left.append((name, one))
@@ -275,7 +275,7 @@ class Work:
 
     def _curve(self, one: Judging, reserve: float) -> str:
         """Where time is kept for a trial, no more than that has time to search again."""
-        most = len(self.x) if self.kept == 0.0 else max(self._tried, self.effort.looked)
+        most = len(self.x) if self.kept == 0.0 else self._tried
         one.search(self.clock, most, reserve, steps=self.effort.search_steps)
         return f"the smallest budgets of {one.searched} samples"
 
