@@ -13,6 +13,7 @@ from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.palette import INK
 
 _MOST_255THS = 128
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32)
 
 Models = Sequence[tuple[str, Sequence[ThreatReport]]]
 """Names of models with what became of their samples."""
@@ -61,17 +62,17 @@ def _band(threat: ThreatReport, color: str, group: str) -> Trace:
 
 
 def _budgets(norm: ThreatNorm, models: Models) -> dict[str, Any]:
-    """Ticks at whole 255ths, where budgets are usually given in them."""
+    """Ticks at 255ths, in which budgets are usually given, or at round parts of one where they are smaller."""
     most = max(
         (point.eps for _, known in models for item in known if item.norm == norm for point in item.curve), default=0.0
     )
-    if norm != "linf" or most > _MOST_255THS / 255:
+    if norm != "linf" or not _STEPS[0] <= 255 * most <= _MOST_255THS:
         return {}
-    step = next(step for step in (1, 2, 4, 8, 16, 32) if 255 * most / step <= 4.5)
-    ticks = range(0, int(255 * most + 0.5) + 1, step)
+    step = next(step for step in _STEPS if 255 * most / step <= 4.5)
+    ticks = [step * count for count in range(int(255 * most / step + 1e-6) + 1)]
     return {
-        "tickvals": [number(tick / 255, 6) for tick in ticks],
-        "ticktext": ["0", *(f"{tick}/255" for tick in ticks[1:])],
+        "tickvals": [number(tick / 255, 9) for tick in ticks],
+        "ticktext": ["0", *(f"{tick:g}/255" for tick in ticks[1:])],
     }
 
 
