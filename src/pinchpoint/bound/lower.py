@@ -122,7 +122,7 @@ def ascended(
     seconds: float = math.inf,
 ) -> float:
     """The largest certified quotient after ascent on both ends, never below ``sampled``; no step begins after ``seconds``.
-    Given the directions that ``sampled`` found, it is what the ascent alone reached, 0 where there was no time for it.
+    Given the directions that ``sampled`` found, it is what the ascent alone reached.
 
     The direction v is set to the steepest one for the current quotient (a power iteration inside a linear region); the
     point x climbs by Adam. A segment across several linear regions has a gradient in x; inside one there is none.
@@ -134,8 +134,6 @@ def ascended(
     order, dims = _ORDER[norm], tuple(range(1, points.ndim))
     run = torch.func.vmap(network, chunk_size=_at_once(points, len(points)))
     for size in (0.5, 8.0):
-        if time.perf_counter() > end:
-            break
         x, v = points.clone().requires_grad_(), size * directions
         optimiser = torch.optim.Adam([x], lr=rate)
         for step in range(steps):
@@ -149,8 +147,9 @@ def ascended(
             optimiser.step()
             v = size * _steepest(slope_v, v, norm, dims)
         x, v = x.detach(), v.detach()
-        again = sampled(network, x + v / 2, norm, seconds=end - time.perf_counter())[1]
-        best = max(best, _best_quotient(network, x, x + v, norm), again)
+        best = max(best, _best_quotient(network, x, x + v, norm))
+        if (left := end - time.perf_counter()) > 0:
+            best = max(best, sampled(network, x + v / 2, norm, seconds=left)[1])
     return best
 
 

@@ -121,10 +121,13 @@ class Processes:
         self._pool: ProcessPoolExecutor | None = None
 
     def begin(self) -> None:
-        """The workers start, and import what stages need."""
+        """The workers start, and import what stages need. One that dies of it is no matter yet: jobs get others."""
         with _interrupts_held():
-            for _ in range(self.slots):
-                self._workers().submit(warm)
+            try:
+                for _ in range(self.slots):
+                    self._workers().submit(warm)
+            except (BrokenProcessPool, OSError):  # its pipe is closed while the next one is to start
+                self._end()
 
     def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
