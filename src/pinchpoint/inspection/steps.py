@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pinchpoint.attack import square
+from pinchpoint.attack import Threat, square
 from pinchpoint.bound import (
     encoder,
     gap_bound_from_margins,
@@ -38,6 +39,7 @@ from pinchpoint.evaluate import (
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
+from pinchpoint.mechanism import LayerGain, LayerTrace
 from pinchpoint.mechanism import trace as trace_mechanism
 from pinchpoint.pictures import pictures
 from pinchpoint.records import (
@@ -239,20 +241,27 @@ def explain(model: nn.Module, x: Tensor, where: Tensor, threat: ThreatConfig, co
     Raises:
         ModelError: where there is none to follow.
     """
-    steps = trace_mechanism(model, x, where, k_share=config.k_share)
-    # the head's input is what the encoder gives: its relative change is the paper's amplification
+    return mechanism_of(threat.threat(), trace_mechanism(model, x, where, k_share=config.k_share))
+
+
+def mechanism_of(threat: Threat, followed: Sequence[LayerGain] | Sequence[LayerTrace]) -> Mechanism:
+    """Where perturbations point, and how large they become; layers whose input is no patch, token or row are left out.
+
+    The head's input is what the encoder gives: its relative change is the paper's amplification.
+    """
     return Mechanism(
         norm=threat.norm,
         eps=threat.eps,
-        amplification=steps[-1].source_amplification,
+        amplification=followed[-1].source_amplification,
         layers=[
             LayerMechanism(
-                name=step.name,
-                k=step.k,
-                alignment=step.alignment,
-                baseline=step.baseline,
-                amplification=step.amplification,
+                name=one.name,
+                k=one.k,
+                alignment=one.alignment,
+                baseline=one.baseline,
+                amplification=one.amplification,
             )
-            for step in steps
+            for one in followed
+            if one.alignment is not None
         ],
     )

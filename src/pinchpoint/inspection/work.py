@@ -28,6 +28,7 @@ from pinchpoint.inspection.effort import Effort, laid_out, pass_seconds
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.inspection.shares import counted
 from pinchpoint.inspection.steps import bound as bounded_by
+from pinchpoint.inspection.steps import mechanism_of
 from pinchpoint.inspection.threats import Judging, piece
 from pinchpoint.inspection.trial import follow_advice
 from pinchpoint.learn.data import AnyDataset
@@ -38,7 +39,6 @@ from pinchpoint.records import (
     Advice,
     Bounded,
     Example,
-    LayerMechanism,
     Mechanism,
     Pictures,
     PinchPoint,
@@ -179,7 +179,7 @@ class Work:
             self.gaps[threat.norm] = float(one.losses.mean() - before)
             try:
                 followed.append(follow(self.model, x, where, threat, seed=self.seed))
-                self.mechanism.append(_mechanism(followed[-1]))
+                self.mechanism.append(mechanism_of(threat, followed[-1].layers))
             except ModelError as error:
                 self.warnings.append(not_done("mechanism", threat.norm, str(error)))
             if self.clock.part(0.1) < 3.0:
@@ -353,23 +353,3 @@ def _skipped(profile: Profile) -> list[str]:
         others = f"' and {len(found) - 1} others, to '{found[-1]}" if len(found) > 1 else ""
         said.append(not_measured(kind, found[0] + others, reason))
     return said
-
-
-def _mechanism(followed: Gains) -> Mechanism:
-    """Where perturbations point, and how large they become; the paper's amplification is that of the head's input."""
-    return Mechanism(
-        norm=followed.threat.norm,
-        eps=followed.threat.eps,
-        amplification=followed.layers[-1].source_amplification,
-        layers=[
-            LayerMechanism(
-                name=one.name,
-                k=one.k,
-                alignment=one.alignment,
-                baseline=one.baseline,
-                amplification=one.amplification,
-            )
-            for one in followed.layers
-            if one.alignment is not None
-        ],
-    )
