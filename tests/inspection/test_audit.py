@@ -63,6 +63,18 @@ def test_a_budget_is_kept_and_the_answer_is_whole(samples):
     assert report.threats[0].robust.of == 20
 
 
+def test_where_answers_take_the_time_fewer_samples_are_audited(samples, monkeypatch):
+    monkeypatch.setattr("pinchpoint.attack.gradient._NUMBERS", 2 * 16)  # two samples in a pass
+    torch.manual_seed(0)
+    report = quick(Slow(0.03), samples, budget=1.0, against=Slow())
+    count = report.data.count
+    assert 2 <= count < 20
+    assert report.clean.of == count >= report.threats[0].robust.of
+    assert f"only the first {count} of 20 samples were audited: the time was up" in report.warnings
+    assert report.other.data.count == 20
+    assert report.comparison.rows[0].first.of == count
+
+
 def test_two_models_of_one_class_are_told_apart(samples):
     report = quick(Slow(), samples, against=Slow())
     assert report.comparison is not None

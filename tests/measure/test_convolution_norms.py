@@ -20,7 +20,7 @@ from pinchpoint.measure import convolution_norms
 from pinchpoint.measure.convolution import Convolution, convolution
 from pinchpoint.measure.convolution_gram import SlicedGram
 from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
-from pinchpoint.measure.convolution_symbol import largest_norm, symbol_norm, tori
+from pinchpoint.measure.convolution_symbol import group_norms, largest_norm, symbol_norm, tori
 
 
 @pytest.fixture
@@ -83,6 +83,37 @@ def test_every_torus_bounds_the_operator(made):
     direct = replace(op.direct, weight=op.direct.weight / top)
     for torus in tori(direct):
         assert symbol_norm(direct, torus) >= true * (1 - 1e-13) - 1e-150
+
+
+@given(modules())
+def test_every_group_is_bounded(made):
+    module, size = made
+    op = convolution(module, size).direct
+    blocks = op.blocks()
+    for torus in tori(op):
+        for found, block in zip(group_norms(op, torus).tolist(), blocks, strict=True):
+            assert found >= float(singular_values(block.numpy())[0]) * (1 - 1e-13) - 1e-150
+
+
+@pytest.mark.usefixtures("_no_small_matrices")
+@pytest.mark.parametrize("large", [1.0, 1.2, 5.0])
+@pytest.mark.parametrize("per_group", [1, 2])
+def test_groups_of_small_norms_are_left_out_of_the_factor(monkeypatch, large, per_group):
+    """Only groups that may exceed the bound are certified by a Cholesky factor, and the bound holds for all of them."""
+    torch.manual_seed(0)
+    module = nn.Conv2d(6 * per_group, 6 * per_group, 5, padding=2, groups=6, bias=False)
+    module.weight.data[:per_group] *= large
+    op = convolution(module, (9, 9))
+    groups = []
+    upper = SlicedGram.upper
+    monkeypatch.setattr(SlicedGram, "upper", lambda gram, bound: groups.append(gram.conv.groups) or upper(gram, bound))
+    bounds = convolution_l2(op, tolerance=0.001)
+    true = max(float(singular_values(block.numpy())[0]) for block in op.blocks())
+    assert bounds.lower <= true * (1 + 1e-13)
+    assert true <= bounds.upper * (1 + 1e-13)
+    assert bounds.upper <= 1.001 * (1 + 1e-9) * bounds.lower
+    assert groups
+    assert max(groups) < 6 or large == 1.0
 
 
 @given(modules(), st.floats(0.2, 2.0))

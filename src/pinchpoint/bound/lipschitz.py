@@ -150,9 +150,11 @@ def lipschitz(
     points = starting_points(network, inputs)
     uppers = uppers_by_method(network, norm, method, 0.75 * budget_s, steps)
     best = min(uppers, key=lambda name: uppers[name])
-    directions, low = sampled(network, points, norm, seconds=start + budget_s - time.perf_counter())
-    left = start + budget_s - time.perf_counter()
-    climb = method == "tightest" and steps > 0
+    before = time.perf_counter()
+    directions, low = sampled(network, points, norm, seconds=start + budget_s - before)
+    now = time.perf_counter()
+    left = start + budget_s - now
+    climb = method == "tightest" and steps > 0 and left > now - before  # else there is no time for a step
     risen = ascended(network, points, norm, directions=directions, steps=steps, seconds=left) if climb else 0.0
     lower = max(low, risen)
     return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)

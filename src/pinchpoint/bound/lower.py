@@ -95,6 +95,8 @@ def empirical(
     return best
 
 
+_PASSES = 60
+"""What a point's direction and quotients take, in evaluations of the network, about."""
 _NUMBERS = 2**18
 """Input numbers in one pass in float64 with derivatives: one of ImageNet's images, 85 of CIFAR's."""
 
@@ -104,11 +106,27 @@ def sampled(
 ) -> tuple[Tensor, float]:
     """The top direction of the Jacobian at each point, and the largest certified quotient along them.
 
-    Where the directions are iterated for, no iteration begins after ``seconds``, but for the first.
+    Where there is no time for all points it is the first ones, as many as there are directions, at least one. Where the
+    directions are iterated for, no iteration begins after ``seconds``, but for the first.
     """
-    directions = _top_directions(network, points, norm, time.perf_counter() + seconds)
-    ends = torch.cat([points + step * directions for step in (1e-3, -1e-3, 1e-1, -1e-1)])
-    return directions, _best_quotient(network, points.repeat(4, *(1,) * (points.ndim - 1)), ends, norm)
+    end = time.perf_counter() + seconds
+    points = points[: _affordable(network, points, seconds)]
+    directions = _top_directions(network, points, norm, end)
+    sizes = (1e-3, -1e-3, 1e-1, -1e-1) if time.perf_counter() < end else (1e-3,)
+    ends = torch.cat([points + size * directions for size in sizes])
+    most = 3 if len(sizes) > 1 else 1
+    return directions, _best_quotient(network, points.repeat(len(sizes), *(1,) * (points.ndim - 1)), ends, norm, most)
+
+
+@torch.no_grad()
+def _affordable(network: Network, points: Tensor, seconds: float) -> int:
+    """Points that ``sampled`` has time for."""
+    if math.isinf(seconds):
+        return len(points)
+    start = time.perf_counter()
+    network(points[0])
+    took = time.perf_counter() - start
+    return max(1, min(len(points), int(seconds / max(took, 1e-9) / _PASSES)))
 
 
 def ascended(
@@ -122,7 +140,7 @@ def ascended(
     seconds: float = math.inf,
 ) -> float:
     """The largest certified quotient after ascent on both ends, never below ``sampled``; no step begins after ``seconds``.
-    Given the directions that ``sampled`` found, it is what the ascent alone reached.
+    Given the directions that ``sampled`` found, for the first points, it is what the ascent alone reached on these.
 
     The direction v is set to the steepest one for the current quotient (a power iteration inside a linear region); the
     point x climbs by Adam. A segment across several linear regions has a gradient in x; inside one there is none.
@@ -131,6 +149,7 @@ def ascended(
     best = 0.0
     if directions is None:
         directions, best = sampled(network, points, norm, seconds=seconds)
+    points = points[: len(directions)]
     order, dims = _ORDER[norm], tuple(range(1, points.ndim))
     run = torch.func.vmap(network, chunk_size=_at_once(points, len(points)))
     for size in (0.5, 8.0):
@@ -156,10 +175,13 @@ def ascended(
 @torch.no_grad()
 def _best_quotient(network: Network, a: Tensor, b: Tensor, norm: Norm, most: int = 3) -> float:
     """The largest certified quotient among the few pairs that look best without their rounding errors."""
-    run = torch.func.vmap(network, chunk_size=_at_once(a, 16))
-    change = vector_norms((run(b) - run(a)).flatten(1), _ORDER[norm])
-    seen = (change / vector_norms((b - a).flatten(1), _ORDER[norm])).nan_to_num(nan=0.0)
-    return max(quotient(network, a[row], b[row], norm) for row in seen.topk(min(most, len(seen))).indices.tolist())
+    rows = list(range(len(a)))
+    if len(rows) > most:
+        run = torch.func.vmap(network, chunk_size=_at_once(a, 16))
+        change = vector_norms((run(b) - run(a)).flatten(1), _ORDER[norm])
+        seen = (change / vector_norms((b - a).flatten(1), _ORDER[norm])).nan_to_num(nan=0.0)
+        rows = seen.topk(most).indices.tolist()
+    return max(quotient(network, a[row], b[row], norm) for row in rows)
 
 
 @torch.no_grad()

@@ -12,12 +12,14 @@ give the paper's form with c = c_1 - c_0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pinchpoint.errors import ModelError, ThreatError
-from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate, times_up, vector_norms
+from pinchpoint.measure.spectrum import as_matrix, check_norm, inflate, times_up
 from pinchpoint.records import Norm
 
 
@@ -29,9 +31,22 @@ def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tens
     """
     check_norm(norm)
     head = as_matrix(head)
-    order = 1 if norm == "linf" else 2
-    norms = torch.stack([vector_norms(head - row, order) for row in head]) * inflate(1.0, head.shape[1])
-    return torch.where(norms > 0, torch.nextafter(norms, torch.full_like(norms, torch.inf)), 0.0)
+    _, exponent = math.frexp(float(head.abs().max()))
+    halves = 2.0 ** (-exponent // 2), 2.0 ** (-exponent - -exponent // 2)  # together their product may be too large
+    scaled = head * halves[0] * halves[1]  # exact, but for numbers that vanish beside the largest
+    norms = _distances(scaled, 1.0 if norm == "linf" else 2.0) * inflate(1.0, head.shape[1]) + _VANISHED
+    norms = norms / halves[0] / halves[1]
+    norms = torch.nextafter(norms, torch.full_like(norms, torch.inf))
+    return torch.where(_distances(head, torch.inf) > 0, norms, 0.0)
+
+
+_VANISHED = 1e-150
+"""Relative to the largest weight: more than what numbers add whose squares are too small for float64."""
+
+
+def _distances(rows: Float[Tensor, "n d"], order: float) -> Float[Tensor, "n n"]:
+    """Norms of differences, each difference taken before its norm is, so that close rows keep their digits."""
+    return torch.cdist(rows, rows, order, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def head_factor(head: Float[Tensor, "classes d"], labels: Integer[Tensor, "batch"], norm: Norm) -> float:

@@ -85,7 +85,9 @@ def audit(
         works.append(work)
     if len(reports) == 1:
         return reports[0]
-    rows = [paired("clean_accuracy", works[0].right.tolist(), works[1].right.tolist())]
+    alike = min(len(work.x) for work in works)
+    right = [work.right[:alike].tolist() for work in works]
+    rows = [paired("clean_accuracy", right[0], right[1])]
     for number, threat in enumerate(asked):
         both = [work.judging[number] for work in works]
         count = min(one.judged for one in both)

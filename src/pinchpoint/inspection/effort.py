@@ -84,10 +84,13 @@ class Effort:
         >>> few = Effort().within(600.0, 0.08, 1)
         >>> few.looked, few.steps, few.search_steps, few.plane, few.universal_steps
         (32, 25, 15, 21, 15)
+        >>> over = Effort().within(-3.0, 0.08, 1)  # the time was up before
+        >>> over.looked, over.universal_steps, over.checked, over.tried
+        (16, 0, 0, 0)
         """
         if math.isinf(seconds):
             return replace(self, pass_seconds=pass_seconds)
-        passes = seconds / max(pass_seconds, 1e-9) / threats
+        passes = max(0.0, seconds) / max(pass_seconds, 1e-9) / threats
         fewer = self
         for samples, steps in _FEWER:
             fewer = replace(

@@ -51,6 +51,8 @@ CHANGES = ("clip", "rank floor", "frobenius ball")
 """Actions on the audited model itself; pruning anew starts from another one."""
 _SHARES = {"all samples": 0.4, "quick ensemble": 0.4, "curve": 0.5, "checks": 0.3, "standard ensemble": 1.0}
 """Steps of sharpening, and how much of the time that is left each may take."""
+_ANSWERED = 1 / 3
+"""Share of a budget that clean accuracy may take."""
 _SHOWN = 4
 """Samples shown as images, under each threat."""
 
@@ -101,13 +103,26 @@ class Work:
             self.warnings += _skipped(self.profile)
             clock.done("weights", f"{len(self.profile.layers)} layers measured")
         with clock.phase("clean accuracy"):
-            self.right = ~misclassified(logits_of(self.model, self.x), self.y).cpu()
-            self.clean = counted(self.right.tolist())
-            clock.say(f"{self.clean.value:.1%} right")
-            clock.done("clean accuracy", f"{self.clean.of} samples")
+            self._answer()
         with clock.phase("bounds"):
             for threat in self.threats:
                 self._bound(threat)
+
+    def _answer(self) -> None:
+        """What is right; where a budget would be eaten up by that, of the first samples, which then are all there are."""
+        clock, asked = self.clock, len(self.x)
+        rest = -math.inf if clock.budget is None else (1 - _ANSWERED) * clock.left
+        right: list[bool] = []
+        while len(right) < asked and (not right or clock.left > rest):
+            some = slice(len(right), len(right) + at_once(self.x, asked))
+            right += (~misclassified(logits_of(self.model, self.x[some]), self.y[some])).tolist()
+            self.clean = counted(right)
+            clock.say(f"{self.clean.value:.1%} of {len(right)} samples right")
+        self.right = torch.tensor(right)
+        self.x, self.y = self.x[: len(right)], self.y[: len(right)]
+        if len(right) < asked:
+            self.warnings.append(f"only the first {len(right)} of {asked} samples were audited: the time was up")
+        clock.done("clean accuracy", f"{len(right)} samples")
 
     def _assail(self, trial: bool) -> None:
         """What attacks find, and what follows from it."""
@@ -147,7 +162,7 @@ class Work:
         config = AuditConfig(bound_seconds=self.clock.part(0.05, 30.0), jacobian_samples=4)
         try:
             asked = ThreatConfig(norm=threat.norm, eps=threat.eps)
-            found = bounded_by(self.model, self.x, self.y, asked, config, first=at_once(self.x, len(self.x)))
+            found = bounded_by(self.model, self.x, self.y, asked, config, first=self._hoped)
         except ModelError as error:
             self.warnings.append(not_done("bound", threat.norm, str(error)))
             self.clock.left_out(f"bounds {threat}", str(error))
@@ -155,6 +170,12 @@ class Work:
         self.bounded[threat.norm] = found
         self.clock.say(f"Lipschitz constant in {threat.norm} at most {found.bounds.lipschitz:.3g}")
         self.clock.done(f"bounds {threat}", found.bounds.lipschitz_method)
+
+    @property
+    def _hoped(self) -> int:
+        """Samples, large ones fewer, of which one must have a radius to speak of if all are to be given theirs."""
+        room = at_once(self.x, len(self.x))
+        return room if room == len(self.x) else max(1, room // 8)
 
     def _look(self, threat: Threat) -> None:
         """What the first samples say, whatever it takes."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.convolution import Convolution
 from pinchpoint.measure.convolution_gram import SlicedGram
-from pinchpoint.measure.convolution_symbol import largest_norm, symbol_cost, symbol_norm, tori
+from pinchpoint.measure.convolution_symbol import group_norms, largest_norm, symbol_cost, symbol_norm, tori
 from pinchpoint.measure.spectrum import EPS64, inflate, times_up, vector_norms
 
 _T = TypeVar("_T")
@@ -128,11 +128,26 @@ def _certified(
         bound = symbol_norm(periodic, torus, at_least=lower / factor, slack=min(1e-3, tolerance / 4)) * factor
         if bound < upper:
             upper, method = bound, "torus"
-    for bound in (lower * (1 + tolerance / 2), good, math.sqrt(good * upper)) if whole and upper > good else ():
+    if not whole or upper <= good:
+        return upper, method
+    least = lower * (1 + tolerance / 2)
+    gram = SlicedGram(_longest_first(_heavy(conv, least)))
+    for bound in (least, good, math.sqrt(good * upper)):
         certified = gram.upper(bound) if bound < upper else None
         if certified is not None and certified < upper:
             return certified, "cholesky"
     return upper, method
+
+
+def _heavy(conv: Convolution, bound: float) -> Convolution:
+    """The convolution's groups whose norms may exceed the bound, or all of them where that is not known for less."""
+    if conv.groups == 1 or conv.padding_mode != "zeros":
+        return conv
+    heavy = torch.stack([group_norms(conv, torus) for torus in tori(conv)]).amin(0) > bound
+    if not bool(heavy.any()):
+        return conv
+    weight = conv.weight.unflatten(0, (conv.groups, -1))[heavy].flatten(0, 1)
+    return replace(conv, weight=weight, groups=int(heavy.sum()))
 
 
 def _essential(conv: Convolution) -> Convolution | None:

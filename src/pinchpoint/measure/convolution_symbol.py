@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from pinchpoint.measure.convolution import Convolution
-from pinchpoint.measure.spectrum import EPS64
+from pinchpoint.measure.spectrum import EPS64, inflate
 
 _CHUNK = 2**21  # complex numbers in one batch of symbols, 32 MB
 
@@ -39,6 +40,11 @@ def largest_norm(
     >>> round(value, 12), value <= upper <= 3.001
     (3.0, True)
     """
+    if min(matrices.shape[1:]) == 1:
+        squared = float(torch.linalg.vector_norm(matrices, dim=(-2, -1)).max()) ** 2
+        limit = max(at_least**2, squared) * (1 + slack) ** 2
+        above = math.sqrt(limit + rounding(1, sum(matrices.shape[1:]), limit, squared))
+        return max(at_least, math.sqrt(squared)), above
     wide = matrices.shape[1] <= matrices.shape[2]
     gram = matrices @ matrices.mH if wide else matrices.mH @ matrices
     side, terms = gram.shape[-1], sum(matrices.shape[1:])
@@ -117,6 +123,17 @@ def symbol_cost(conv: Convolution, torus: Torus) -> float:
     return conv.groups * frequencies * (8 * rows * columns * side + 4 / 3 * side**3)
 
 
+def symbols(conv: Convolution, torus: Torus) -> Iterator[Complex[Tensor, "frequencies groups out in"]]:
+    """The symbols at all frequencies, or one of two conjugate ones, in parts that memory has room for."""
+    weight, by_tap = _by_tap(conv)
+    aliases = math.prod(torus.strides)
+    angles = _angles(conv, torus)
+    for part in angles.split(max(1, _CHUNK // (aliases * by_tap.shape[1]))):
+        symbol = torch.complex(part.cos() @ by_tap, part.sin() @ by_tap) / math.sqrt(aliases)
+        symbol = symbol.unflatten(-1, weight.shape[:3]).permute(0, 2, 3, 1, 4)  # frequencies, groups, out, aliases, in
+        yield symbol.flatten(3)
+
+
 def symbol_norm(conv: Convolution, torus: Torus, *, at_least: float = 0.0, slack: float = 1e-4) -> float:
     """A certified upper bound on the l2 norm of a direct convolution that is a corner of a periodic one on ``torus``.
 
@@ -126,18 +143,32 @@ def symbol_norm(conv: Convolution, torus: Torus, *, at_least: float = 0.0, slack
         at_least: a lower bound on the norm, if one is known.
         slack: how far the result may lie above the largest norm of a symbol, relative to it.
     """
-    weight = conv.weight.unflatten(0, (conv.groups, -1))  # groups, out, in, kernel
-    by_tap = weight.flatten(3).permute(3, 0, 1, 2).flatten(1)
-    aliases = math.prod(torus.strides)
-    angles = _angles(conv, torus)
     found, upper = at_least, 0.0
-    for part in angles.split(max(1, _CHUNK // (aliases * by_tap.shape[1]))):
-        symbol = torch.complex(part.cos() @ by_tap, part.sin() @ by_tap) / math.sqrt(aliases)
-        symbol = symbol.unflatten(-1, weight.shape[:3]).permute(0, 2, 3, 1, 4)  # frequencies, groups, out, aliases, in
-        value, above = largest_norm(symbol.flatten(3).flatten(0, 1), at_least=found, slack=slack)
+    for symbol in symbols(conv, torus):
+        value, above = largest_norm(symbol.flatten(0, 1), at_least=found, slack=slack)
         found, upper = max(found, value), max(upper, above)
+    return upper + _rounding_of_symbols(conv)
+
+
+def group_norms(conv: Convolution, torus: Torus) -> Float[Tensor, "groups"]:
+    """Certified upper bounds on the l2 norms of the groups, from Frobenius norms of their symbols."""
+    tops = conv.weight.new_zeros(conv.groups)
+    for symbol in symbols(conv, torus):
+        tops = torch.maximum(tops, torch.linalg.vector_norm(symbol, dim=(-2, -1)).amax(0))
+    terms = 2 * conv.weight[0].numel() * conv.weight.shape[0] // conv.groups * math.prod(torus.strides)
+    return tops * inflate(1.0, terms) + _rounding_of_symbols(conv)
+
+
+def _by_tap(conv: Convolution) -> tuple[Float[Tensor, "groups out in *kernel"], Float[Tensor, "taps entries"]]:
+    weight = conv.weight.unflatten(0, (conv.groups, -1))
+    return weight, weight.flatten(3).permute(3, 0, 1, 2).flatten(1)
+
+
+def _rounding_of_symbols(conv: Convolution) -> float:
+    """How far rounding can have moved the norm of a symbol."""
+    _, by_tap = _by_tap(conv)
     total = float(torch.linalg.vector_norm(by_tap, dim=1).sum())  # no symbol's norm exceeds it
-    return upper + 16 * (len(by_tap) + 8) * EPS64 * total
+    return 16 * (len(by_tap) + 8) * EPS64 * total
 
 
 def _angles(conv: Convolution, torus: Torus) -> Float[Tensor, "frequencies aliases taps"]:
