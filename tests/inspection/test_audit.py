@@ -66,7 +66,7 @@ def test_a_budget_is_kept_and_the_answer_is_whole(samples):
 def test_where_answers_take_the_time_fewer_samples_are_audited(samples, monkeypatch):
     monkeypatch.setattr("pinchpoint.attack.gradient._NUMBERS", 2 * 16)  # two samples in a pass
     torch.manual_seed(0)
-    report = quick(Slow(0.03), samples, budget=1.0, against=Slow())
+    report = quick(Slow(0.05), samples, budget=1.0, against=Slow())
     count = report.data.count
     assert 2 <= count < 20
     assert report.clean.of == count >= report.threats[0].robust.of

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -69,8 +69,21 @@ class Network:
     device: torch.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output for one input of shape [1, ...], in float64."""
-        return self.values(x)[-1]
+        """The output for one input of shape [1, ...], in float64. Values are let go of when nobody reads them any more."""
+        values = {0: x}
+        for index, node in enumerate(self.nodes[1:], start=1):
+            values[index] = node.run(*(values[source] for source in node.inputs))
+            for done in self._done[index]:
+                del values[done]
+        return values[len(self.nodes) - 1]
+
+    @cached_property
+    def _done(self) -> list[list[int]]:
+        """For each node, the values that it is the last to read."""
+        done: list[list[int]] = [[] for _ in self.nodes]
+        for index, readers in enumerate(self.consumers()[:-1]):
+            done[max(readers, default=len(self.nodes) - 1)].append(index)
+        return done
 
     def values(self, x: Tensor) -> list[Tensor]:
         """The value of each node for one input of shape [1, ...]."""

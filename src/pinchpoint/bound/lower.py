@@ -229,8 +229,8 @@ def _top_directions(network: Network, points: Tensor, norm: Norm, end: float) ->
     v = _steepest(start, start, norm, dims)
 
     def next_direction(x: Tensor, v: Tensor) -> Tensor:
-        _, pull, *_ = torch.func.vjp(network, x)
         change: Tensor = torch.func.jvp(network, (x,), (v,))[1]
+        _, pull, *_ = torch.func.vjp(network, x)  # after the other: their graphs need memory for one at a time
         if norm == "linf":
             top = change.abs() == change.abs().max()
             change = torch.where(top, change.sign(), 0.0)

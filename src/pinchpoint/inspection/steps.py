@@ -99,6 +99,7 @@ def bound(
     except ModelError:  # a layer is too large to be written out
         structured = None
     constants = margins(network, norm=norm, budget_s=config.bound_seconds, steps=steps).upper
+    del network, features  # its float64 weights make room for those of another copy
     radii = _radii(model, x, y, constants, len(x) if first is None else first, threat.eps)
     certified = radii[radii > 0]
     record = Bounds(

@@ -321,8 +321,10 @@ class Work:
         """Images of the first samples that were right and fell."""
         if not examples.drawable(self.x):
             return
-        fell = [row for row in range(min(one.judged, len(one.attacked))) if one.fallen[row] and self.right[row]]
-        self.examples += examples.shown(self.model, self.x, one.attacked, self.y, one.threat.norm, fell[:_SHOWN])
+        looked = len(one.attacked)
+        fell = [row for row in range(looked) if one.fallen[row] and self.right[row]]
+        x, y = self.x[:looked], self.y[:looked]
+        self.examples += examples.shown(self.model, x, one.attacked, y, one.threat.norm, fell[:_SHOWN])
 
     def _advise(self) -> None:
         """What to do about the layers that pinch."""
