@@ -9,7 +9,6 @@ import copy
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from pinchpoint.errors import ConfigError, PinchpointError
+from pinchpoint.written import number
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -101,7 +101,7 @@ def fraction(value: object) -> object:
     """
     if isinstance(value, str):
         with suppress(ValueError, ZeroDivisionError, OverflowError):
-            return float(Fraction(value.replace(" ", "")))
+            return number(value)
     return value
 
 

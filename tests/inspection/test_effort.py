@@ -73,7 +73,7 @@ def test_hopeless_radii_are_zero_and_others_are_not(norm: str) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     x = torch.rand(12, 6)
     y = model(x).argmax(1)
-    config = AuditConfig(bound_seconds=1.0, bound_steps=5)
+    config = AuditConfig(bound_seconds=60.0, bound_steps=5)  # steps end it, not the time
     every = bound(model, x, y, ThreatConfig(norm=norm, eps=0.01), config)
     some = bound(model, x, y, ThreatConfig(norm=norm, eps=0.01), config, first=4)
     assert some.radii == every.radii

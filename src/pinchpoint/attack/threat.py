@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from hashlib import blake2b
 from typing import get_args
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from pinchpoint.errors import ThreatError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.written import budget, number
 
 _LARGEST = torch.finfo(torch.float32).max / 4.0
 _SHRINK = 1.0 - 1e-6  # keeps float32 rounding of a projected l2 or l1 perturbation inside the ball
@@ -59,18 +59,19 @@ class Threat:
     def parse(cls, text: str, box: tuple[float, float] | None = (0.0, 1.0)) -> Threat:
         """Read ``norm:eps``; eps may be a fraction.
 
-        >>> Threat.parse("linf:8/255").eps == 8 / 255
-        True
+        >>> print(Threat.parse("linf:8/255"), Threat.parse("l2: 0.5"))
+        linf:8/255 l2:0.5
         """
         norm, _, eps = text.partition(":")
         try:
-            value = float(Fraction(eps.replace(" ", "")))
+            value = number(eps)
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ThreatError("a threat is written norm:eps", text, "write for example linf:8/255 or l2:0.5") from None
         return cls(norm, value, box)  # type: ignore[arg-type]  # __post_init__ refuses unknown norms
 
     def __str__(self) -> str:
-        return f"{self.norm}:{self.eps:.4g}"
+        parts = budget(self.norm, self.eps)
+        return f"{self.norm}:{parts}" if "/" in parts else f"{self.norm}:{self.eps:.4g}"
 
     def length(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
         """Each sample's perturbation measured in the threat's norm.

@@ -190,10 +190,13 @@ def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1
     moved = float(vector_norms((b - a).flatten(), _ORDER[norm]))
     if moved == 0.0:
         return 0.0
-    values = [network.values(point) for point in (a, b)]
-    off = sum(_rounding(network, each)[-1][norm == "l2"] for each in values)
-    change = float(vector_norms((values[1][-1] - values[0][-1]).flatten(), _ORDER[norm]))
-    return max(0.0, (change - off) / inflate(moved, a.numel() + values[0][-1].numel()))
+    ends, off = [], 0.0
+    for point in (a, b):
+        values = network.values(point)
+        ends.append(values[-1])
+        off += _rounding(network, values)[-1][norm == "l2"]
+    change = float(vector_norms((ends[1] - ends[0]).flatten(), _ORDER[norm]))
+    return max(0.0, (change - off) / inflate(moved, a.numel() + ends[0].numel()))
 
 
 def _steepest(gradient: Tensor, before: Tensor, norm: Norm, dims: tuple[int, ...]) -> Tensor:

@@ -11,10 +11,10 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import AuditReport, Share
+from pinchpoint.written import number
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -148,9 +148,8 @@ class _Reader:
     def _side(self) -> float:
         token = self._take()
         if re.match(r"-?\d", token):
-            whole = token.removesuffix("%").replace(" ", "")
             try:
-                value = float(Fraction(whole))
+                value = number(token.removesuffix("%"))
             except (ValueError, ZeroDivisionError, OverflowError):
                 raise self._wrong(token) from None
             return value / 100 if token.endswith("%") else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
+from pinchpoint.written import budget
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 _LEVEL = 0.05
@@ -27,7 +28,9 @@ def _compressible(profile: Profile) -> str:
 
 
 def _robust(clean: Share, threats: Sequence[ThreatReport]) -> str:
-    parts = [f"{_percent(threat.robust)} under {_NORMS[threat.norm]} {_budget(threat.eps)}" for threat in threats]
+    parts = [
+        f"{_percent(threat.robust)} under {_NORMS[threat.norm]} {budget(threat.norm, threat.eps)}" for threat in threats
+    ]
     left = f"; attacks leave {' and '.join(parts)}" if parts else ""
     certain = [
         f"{threat.certified.value:.0%} ({_NORMS[threat.norm]})"
@@ -57,7 +60,7 @@ def compared(comparison_rows: Sequence[Paired], first: str, second: str) -> list
     """What changed, and whether it is more than chance."""
     said = []
     for row in comparison_rows:
-        where = "" if row.norm is None or row.eps is None else f" under {_NORMS[row.norm]} {_budget(row.eps)}"
+        where = "" if row.norm is None or row.eps is None else f" under {_NORMS[row.norm]} {budget(row.norm, row.eps)}"
         what = f"{row.metric.replace('_', ' ').capitalize()}{where}"
         points, low, high = (100 * value for value in (row.difference, row.low, row.high))
         sure = f"95 % interval {low:+.1f} to {high:+.1f}, p = {row.p_value:.2g}"
@@ -76,11 +79,6 @@ def comparison(first: str, second: str, rows: list[Paired]) -> Comparison:
 
 def _percent(one: Share) -> str:
     return f"{one.value:.1%} ({one.low:.0%} to {one.high:.0%})"
-
-
-def _budget(eps: float) -> str:
-    pixels = eps * 255
-    return f"{round(pixels)}/255" if pixels >= 0.5 and abs(pixels - round(pixels)) < 1e-6 and eps < 0.3 else f"{eps:g}"
 
 
 def _joined(names: Sequence[str]) -> str:

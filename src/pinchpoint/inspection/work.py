@@ -8,6 +8,8 @@ the checks for masked gradients, and the standard ensemble on what still stands.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +27,7 @@ from pinchpoint.inspection.assemble import not_done, not_measured
 from pinchpoint.inspection.clock import Clock, TimeUp, until
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.inspection.effort import Effort, laid_out, pass_seconds
+from pinchpoint.inspection.memory import give_back
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.inspection.shares import counted
 from pinchpoint.inspection.steps import bound as bounded_by
@@ -51,7 +54,7 @@ CHANGES = ("clip", "rank floor", "frobenius ball")
 """Actions on the audited model itself; pruning anew starts from another one."""
 _SHARES = {"all samples": 0.4, "quick ensemble": 0.4, "curve": 0.5, "checks": 0.3, "standard ensemble": 1.0}
 """Steps of sharpening, and how much of the time that is left each may take."""
-_ANSWERED = 1 / 3
+_ANSWERED = 0.2
 """Share of a budget that clean accuracy may take."""
 _SHOWN = 4
 """Samples shown as images, under each threat."""
@@ -95,16 +98,23 @@ class Work:
         with laid_out(self.model, self.x):
             self._assail(trial)
 
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Timed, and its memory is given back."""
+        with self.clock.phase(name):
+            yield
+        give_back()
+
     def _weigh(self) -> None:
         """What needs no attack."""
         clock = self.clock
-        with clock.phase("weights"):
+        with self._phase("weights"):
             self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
             self.warnings += _skipped(self.profile)
             clock.done("weights", f"{len(self.profile.layers)} layers measured")
-        with clock.phase("clean accuracy"):
+        with self._phase("clean accuracy"):
             self._answer()
-        with clock.phase("bounds"):
+        with self._phase("bounds"):
             for threat in self.threats:
                 self._bound(threat)
 
@@ -127,20 +137,20 @@ class Work:
     def _assail(self, trial: bool) -> None:
         """What attacks find, and what follows from it."""
         clock = self.clock
-        with clock.phase("first look"):
+        with self._phase("first look"):
             self._plan()
             for threat in self.threats:
                 self._look(threat)
             clock.done("first look", f"{self.judging[0].judged} samples under each threat")
-        with clock.phase("mechanism"):
+        with self._phase("mechanism"):
             self._explain()
-        with clock.phase("universal perturbation"):
+        with self._phase("universal perturbation"):
             for threat in self.threats:
                 self._fool(threat)
         if trial and self.clock.budget is not None:
             self.kept = self.effort.trial_seconds(self._tried, len(self.threats)) if self._tried else 0.0
         self._sharpen(self.kept)
-        with clock.phase("advice"):
+        with self._phase("advice"):
             self._advise()
         if trial:
             self._attempt()
@@ -250,7 +260,7 @@ class Work:
             for place, (name, one) in enumerate(todo):
                 alike = sum(other == name for other, _ in todo[place:])
                 part = (1.0 if final else _SHARES[name]) / alike
-                with self.clock.phase(name):
+                with self._phase(name):
                     if not self._sharper(name, one, kept, part, final):
                         left.append((name, one))
             todo = left
@@ -361,7 +371,7 @@ class Work:
             self.warnings.append(f"the advice was not tried: {reason}")
             return
         x, y, steps = self.x[:count], self.y[:count], self.effort.search_steps
-        with self.clock.phase("trial"):
+        with self._phase("trial"):
             self.trial = follow_advice(self.model, self.data, advice, x, y, steps=steps, seed=self.seed)
             self.clock.done("trial", self.trial.title)
 

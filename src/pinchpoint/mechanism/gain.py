@@ -23,8 +23,8 @@ from pinchpoint.mechanism.inside import Inside, inside
 from pinchpoint.mechanism.passing import Seen, sample_dimension, samples_first, watching
 from pinchpoint.records import ThreatNorm
 
-_NUMBERS = 2**21
-"""Input numbers that go through the model at a time: 680 CIFAR images, 14 of ImageNet's, in memory for any of them."""
+_NUMBERS = 2**20
+"""Input numbers that go through the model at a time: 340 CIFAR images, 6 of ImageNet's, in memory for any of them."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pinchpoint.records import Ruling, Summary, Verdict
 from pinchpoint.report import verdicts as told
 from pinchpoint.report.glossary import TERMS, Term
 from pinchpoint.report.material import NORM_NAMES, finite
-from pinchpoint.report.plates import budget
 from pinchpoint.report.table import Cell
+from pinchpoint.written import budget
 
 _NONE = "–"
 

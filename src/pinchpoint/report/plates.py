@@ -10,6 +10,7 @@ from pinchpoint.records import Family, Summary
 from pinchpoint.report import palette, svg
 from pinchpoint.report.material import finite
 from pinchpoint.report.svg import Axis, Series
+from pinchpoint.written import budget
 
 SIGNS = {"linf": "l∞", "l2": "l₂", "l1": "l₁"}
 """How a norm is written in a figure."""
@@ -112,18 +113,6 @@ def _along(rows: Sequence[Row], levels: Sequence[int], key: str) -> list[tuple[f
             values = [value for _, value in known]
             found.append((fmean(x for x, _ in known), fmean(values), min(values), max(values)))
     return found
-
-
-def budget(norm: str, eps: float | None) -> str:
-    """A budget as people write it: l_inf budgets that are whole 255ths are.
-
-    >>> budget("linf", 8 / 255), budget("linf", 0.08), budget("l2", 0.5)
-    ('8/255', '0.08', '0.5')
-    """
-    if eps is None:
-        return ""
-    whole = round(255 * eps)
-    return f"{whole}/255" if norm == "linf" and whole and abs(255 * eps - whole) < 1e-3 else f"{eps:.3g}"
 
 
 def _budget(rows: Sequence[Row], norm: str) -> float | None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pinchpoint.records import Family, Level, Summary, Verdict
 from pinchpoint.report import verdicts as told
 from pinchpoint.report.material import finite
-from pinchpoint.report.plates import SIGNS, budget
+from pinchpoint.report.plates import SIGNS
 from pinchpoint.report.table import written
+from pinchpoint.written import budget
 
 _HEAD = """# Results
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pinchpoint.records import Advice, AuditReport, Comparison, PinchPoint, Share, ThreatReport, Trial
 from pinchpoint.report.audit import words
 from pinchpoint.report.material import NORM_NAMES
-from pinchpoint.report.plates import budget
 from pinchpoint.report.table import written
+from pinchpoint.written import budget
 
 
 @dataclass(frozen=True)

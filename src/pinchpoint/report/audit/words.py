@@ -5,8 +5,8 @@ from __future__ import annotations
 from pinchpoint.records import Share, ThreatNorm
 from pinchpoint.report.glossary import TERMS
 from pinchpoint.report.material import NORM_NAMES
-from pinchpoint.report.plates import budget
 from pinchpoint.report.table import written
+from pinchpoint.written import budget
 
 ACCURACIES = ("accuracy", "robust_over_clean")
 """Ends of the names of metrics that are shares, and so written in per cent."""

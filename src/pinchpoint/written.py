@@ -1,0 +1,36 @@
+"""Numbers as people write them: budgets are parts of 255."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+_TENTHS = 5
+"""255ths below which tenths of them are written."""
+
+
+def number(text: str) -> float:
+    """A number, or one divided by another, rounded once.
+
+    Raises:
+        ValueError, ZeroDivisionError, OverflowError: for what is none.
+
+    >>> number("8/255") == 8 / 255, number("0.1 / 255") == 1 / 2550, number("1e-3")
+    (True, True, 0.001)
+    """
+    above, slash, below = text.replace(" ", "").partition("/")
+    return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
+
+
+def budget(norm: str | None, eps: float | None) -> str:
+    """A budget as people write it: in l_inf as 255ths where it is whole ones, or whole tenths of a few of them.
+
+    >>> [budget("linf", eps) for eps in (8 / 255, 0.1 / 255, 0.08, 0.2)], budget("l2", 0.5)
+    (['8/255', '0.1/255', '0.08', '0.2'], '0.5')
+    """
+    if eps is None:
+        return ""
+    pixels = round(255 * eps, 1 if 255 * eps < _TENTHS else 0)
+    short = f"{eps:.3g}"
+    if norm == "linf" and pixels > 0 and abs(pixels - 255 * eps) < 1e-3 * min(1.0, pixels) and len(short) > len("0.2"):
+        return f"{pixels:g}/255"
+    return short
