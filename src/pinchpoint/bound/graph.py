@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -69,13 +70,19 @@ class Network:
     device: torch.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output for one input of shape [1, ...], in float64. Values are let go of when nobody reads them any more."""
+        """The output for one input of shape [1, ...], in float64."""
+        ((_, value),) = deque(self.each(x), maxlen=1)
+        return value
+
+    def each(self, x: Tensor) -> Iterator[tuple[Node, Tensor]]:
+        """Each node with its value for one input of shape [1, ...]. Values that nobody reads any more are let go of."""
         values = {0: x}
+        yield self.nodes[0], x
         for index, node in enumerate(self.nodes[1:], start=1):
             values[index] = node.run(*(values[source] for source in node.inputs))
             for done in self._done[index]:
                 del values[done]
-        return values[len(self.nodes) - 1]
+            yield node, values[index]
 
     @cached_property
     def _done(self) -> list[list[int]]:
@@ -87,10 +94,7 @@ class Network:
 
     def values(self, x: Tensor) -> list[Tensor]:
         """The value of each node for one input of shape [1, ...]."""
-        values = [x]
-        for node in self.nodes[1:]:
-            values.append(node.run(*(values[index] for index in node.inputs)))
-        return values
+        return [value for _, value in self.each(x)]
 
     def consumers(self) -> list[list[int]]:
         """For each node, who reads it."""

@@ -192,9 +192,11 @@ def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1
         return 0.0
     ends, off = [], 0.0
     for point in (a, b):
-        values = network.values(point)
-        ends.append(values[-1])
-        off += _rounding(network, values)[-1][norm == "l2"]
+        largest, value = dict[Node, float](), point
+        for node, value in network.each(point):
+            largest[node] = float(value.abs().max())
+        ends.append(value)
+        off += _rounding(network, largest)[-1][norm == "l2"]
     change = float(vector_norms((ends[1] - ends[0]).flatten(), _ORDER[norm]))
     return max(0.0, (change - off) / inflate(moved, a.numel() + ends[0].numel()))
 
@@ -250,16 +252,17 @@ def _top_directions(network: Network, points: Tensor, norm: Norm, end: float) ->
 
 def rounding(network: Network, values: Sequence[Tensor]) -> list[float]:
     """For each item, by how much rounding can have moved any entry of its value."""
-    return [by_entry for by_entry, _ in _rounding(network, values)]
+    largest = {node: float(value.abs().max()) for node, value in zip(network.nodes, values, strict=True)}
+    return [by_entry for by_entry, _ in _rounding(network, largest)]
 
 
-def _rounding(network: Network, values: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """For each item, by how much rounding can have moved its value: any entry of it, and its l2 norm.
+def _rounding(network: Network, largest: dict[Node, float]) -> list[tuple[float, float]]:
+    """For each item, by how much rounding can have moved its value, of which the largest entries are known: any entry of
+    it, and its l2 norm.
 
     Each follows from the errors before it, enlarged by norms in l_inf or, where they are known, in l_2, and limits the
     other: in a deep network products of l_inf norms grow faster.
     """
-    largest = {node: float(value.abs().max()) for node, value in zip(network.nodes, values, strict=True)}
     items = items_of(network)
     found = [(0.0, 0.0)]
     for item in items[1:]:

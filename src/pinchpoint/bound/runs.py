@@ -24,6 +24,8 @@ from pinchpoint.records import Norm
 
 LARGEST_MATRIX = 2**24
 """Entries of an operator that is written out as a matrix, at most: 128 MiB in float64."""
+_KEPT = 2**16
+"""Numbers of folded weights that are kept, at most: of large networks they would be all weights once more."""
 
 
 Bounds = tuple[float, float]
@@ -63,9 +65,20 @@ class Run:
         """Size of its input."""
         return math.prod(self.input_shape)
 
-    @cached_property
+    @property
     def folded(self) -> tuple[tuple[Linear, Node, tuple[int, ...]], ...]:
-        """Operations that do more than reshape, scalings folded into their neighbours; each with a node and input shape."""
+        """Operations that do more than reshape, scalings folded into their neighbours; each with a node and input shape.
+
+        Folded weights are copies: large ones are made again each time.
+        """
+        known: tuple[tuple[Linear, Node, tuple[int, ...]], ...] | None = self.__dict__.get("_folded")
+        if known is None:
+            known = self._fold()
+            if sum(map(_weights, (operation for operation, *_ in known))) <= _KEPT:
+                self.__dict__["_folded"] = known
+        return known
+
+    def _fold(self) -> tuple[tuple[Linear, Node, tuple[int, ...]], ...]:
         kept: list[tuple[Linear, Node, tuple[int, ...]]] = []
         shape = self.input_shape
         for node in self.nodes:
@@ -152,6 +165,13 @@ class Run:
     def device(self) -> torch.device:
         """Where its values are."""
         return self.nodes[-1].device
+
+
+def _weights(operation: Linear) -> int:
+    """Numbers it is made of, where they may be many."""
+    if isinstance(operation, Dense):
+        return operation.weight.numel()
+    return operation.operator.weight.numel() if isinstance(operation, Conv) else 0
 
 
 def _operation_bounds(operation: Linear, node: Node, shape: tuple[int, ...], norm: Norm) -> Bounds:

@@ -37,6 +37,10 @@ class StructureScale:
     k_row: int | None
 
 
+_NUMBERS = 2**22
+"""Entries sorted at a time."""
+
+
 def structure_curve(
     matrix: Float[Tensor, "h d"], norm: Norm, k_row: int | None = None
 ) -> tuple[Float[Tensor, "n"], int | None]:
@@ -55,7 +59,9 @@ def structure_curve(
     h, d = matrix.shape
     if norm == "l2":
         return _dominance(singular_values(matrix)) * math.sqrt(min(h, d)), None
-    row_residual = residual_curve(matrix).amax(dim=0)  # over k_r = 1 ... d
+    row_residual = matrix.new_zeros(d)  # over k_r = 1 ... d
+    for rows in matrix.split(max(1, _NUMBERS // d)):
+        row_residual = torch.maximum(row_residual, residual_curve(rows).amax(dim=0))
     k_rows = torch.arange(1, d + 1, dtype=torch.float64, device=matrix.device)
     row_factor = (h * k_rows).sqrt() + math.sqrt(h * d) * row_residual
     if k_row is None:

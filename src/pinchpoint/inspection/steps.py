@@ -37,6 +37,7 @@ from pinchpoint.evaluate import (
     universal_accuracy,
 )
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
+from pinchpoint.inspection.memory import give_back
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import LayerGain, LayerTrace
@@ -100,6 +101,7 @@ def bound(
         structured = None
     constants = margins(network, norm=norm, budget_s=config.bound_seconds, steps=steps).upper
     del network, features  # its float64 weights make room for those of another copy
+    give_back()
     radii = _radii(model, x, y, constants, len(x) if first is None else first, threat.eps)
     certified = radii[radii > 0]
     record = Bounds(

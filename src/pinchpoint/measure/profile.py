@@ -163,8 +163,8 @@ def _view(theta: Float[Tensor, "n"], k_share: float, target: float, q: float) ->
     n = theta.shape[0]
     k = dominant_terms(k_share, n)
     ascending = ascending_magnitudes(theta)
+    total, ratio, index = float(ascending.sum()), float(participation(ascending)), float(pq(ascending))
     shares = tail_shares(ascending, q)  # shares[i - 1]: the residual that leaves out the i smallest
-    total = float(ascending.sum())
     ranks = torch.linspace(1, n, min(n, _POINTS), dtype=torch.float64, device=theta.device).round().long()
     residuals = torch.where(ranks < n, shares[n - ranks - 1], 0.0)
     return View(
@@ -174,9 +174,9 @@ def _view(theta: Float[Tensor, "n"], k_share: float, target: float, q: float) ->
         residual=float(shares[n - k - 1]) if k < n else 0.0,
         spread=float(1.0 - ascending[n - k]) if total > 0 else 0.0,
         target=target,
-        k_for_target=int((shares[:-1] > target).sum()) + 1,
-        participation_ratio=float(participation(ascending)),
-        pq_index=float(pq(ascending)),
+        k_for_target=int(torch.count_nonzero(shares[:-1] > target)) + 1,
+        participation_ratio=ratio,
+        pq_index=index,
         ranks=ranks.tolist(),
         values=(ascending[n - ranks] / (total or 1.0)).tolist(),
         residuals=residuals.tolist(),

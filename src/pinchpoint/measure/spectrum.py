@@ -95,8 +95,8 @@ def singular_values(matrix: Float[Tensor, "h d"], method: Method = "auto") -> Fl
         raise ModelError(f"method must be one of {', '.join(get_args(Method))}", method, "leave it at auto")
     matrix = as_matrix(matrix)
     sigma = torch.zeros(min(matrix.shape), dtype=torch.float64, device=matrix.device)
-    sizes = matrix.abs()
-    rows, columns = sizes.amax(dim=1) > 0, sizes.amax(dim=0) > 0
+    filled = matrix != 0
+    rows, columns = filled.any(dim=1), filled.any(dim=0)
     if not bool(rows.all() and columns.all()):
         matrix = matrix[rows][:, columns]
     if matrix.numel() == 0:
