@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,12 +16,43 @@ from torch import nn
 from oracles.as_user import refused
 from oracles.matrices import KINDS, make
 from oracles.networks import ORDER, largest_over_masks, operator_norm, relu_network
-from pinchpoint.bound import encoder, lipschitz, trace
+from pinchpoint.bound import encoder, lipschitz, margins, trace
 from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
 
 NORMS = ("linf", "l2")
 seeds = st.integers(0, 2**32 - 1)
+
+
+class Hasty:
+    """A clock that says that a million seconds passed since it was last looked at."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e6
+        return self.now
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("budget", [0.0, 0.05, 60.0])
+def test_where_predictions_decide_no_clock_does(monkeypatch, norm, budget):
+    """Two calls give the same numbers, however slow the machine."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 4))
+    inputs = torch.rand(3, 12)
+
+    def both():
+        whole = lipschitz(net, norm=norm, inputs=inputs, budget_s=budget, steps=7, by_clock=False)
+        return replace(whole, seconds=0.0), margins(net, norm=norm, budget_s=budget, steps=7, by_clock=False).upper
+
+    first, theirs = both()
+    monkeypatch.setattr("time.perf_counter", Hasty())
+    second, again = both()
+    assert first == second
+    assert torch.equal(theirs, again)
+    assert 0.0 < first.lower <= first.upper
 
 
 def bracket(weights, norm, biases=None):

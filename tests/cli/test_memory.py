@@ -55,7 +55,7 @@ def peak(folder: Path, *arguments: object) -> int:
         "vit_base_patch16_224",
     ],
 )
-def test_an_audit_of_a_large_network(tmp_path, name):
+def test_an_audit_of_a_large_network(tmp_path, name, capsys):
     """About three minutes each on two cores."""
     x = np.random.default_rng(0).integers(0, 256, (1000, 3, 224, 224), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_test=x, y_test=np.arange(1000), x_train=x[:2], y_train=np.arange(2))
@@ -70,6 +70,8 @@ def test_an_audit_of_a_large_network(tmp_path, name):
         *("--data", "npz:data.npz", "--normalize", "none", "--budget", "90s", "--quick", "--out", "out"),
     )
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    with capsys.disabled():
+        print(f"\n{name}: {report['timing']['seconds']:.0f} s, {held / 1e9:.2f} GB")
     assert report["subject"]["parameters"] < 1e8
     assert report["pinch_points"]
     assert held < LARGEST, f"{held / 1e9:.2f} GB"

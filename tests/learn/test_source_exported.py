@@ -17,6 +17,7 @@ from torch.export import Dim, export
 from torch.nn import functional
 
 from oracles.as_user import refused
+from pinchpoint.bound import lipschitz
 from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.learn.exported_operations import ALLOWED
 from pinchpoint.learn.source import open_model
@@ -130,6 +131,19 @@ def test_the_same_logits_from_real_layers(tmp_path, net, free):
     }
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in net.parameters())
     assert not any(module.training for module in source.model.modules())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_same_bounds_as_of_the_network_that_was_exported(tmp_path, norm):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    theirs = nn.Sequential(*layers).eval()
+    ours = open_model(str(exported(tmp_path / "net.pt2", theirs, free=True))).model
+    expected, found = (
+        lipschitz(one, norm=norm, method="fast", input_shape=(3, 8, 8), budget_s=60.0) for one in (theirs, ours)
+    )
+    assert found.upper == pytest.approx(expected.upper, rel=1e-12)
+    assert found.lower > 0
 
 
 def test_a_graph_for_one_sample_takes_batches_where_that_is_the_same(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pinchpoint.bound.operations import Dense, Join, Slope, Sum
+from pinchpoint.bound.graph import Network
+from pinchpoint.bound.operations import Conv, Dense, Join, Slope, Sum
 from pinchpoint.bound.product import Item, cuts
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
 from pinchpoint.records import Norm
@@ -14,6 +15,8 @@ LARGEST_STATE = 2500
 """Entries of a value that is part of a state, at most: one optimisation step costs a few times the cube of this."""
 _RATE = 5e9
 """Floating point operations a second that are counted on: two cores shared with others."""
+STEP = 4.0
+"""A step of an optimisation takes so many times what one evaluation takes."""
 _WRITTEN = 1e7
 """Entries of a convolution's matrix written out a second."""
 
@@ -61,6 +64,26 @@ def stretch_seconds(items: Sequence[Item], first: int, last: int) -> float:
             passing = sum(items[other].size for other, reader in readers.items() if other < index < reader)
             seconds += 12.0 * (items[index].size + passing) ** 3 / _RATE
     return seconds
+
+
+def step_seconds(items: Sequence[Item], first: int, last: int) -> float:
+    """Seconds of one optimisation step on the ellipsoids of such a stretch."""
+    return STEP * stretch_seconds(items, first, last)
+
+
+def pass_seconds(network: Network) -> float:
+    """Seconds of one evaluation of a network in float64."""
+    operations = network.nodes[0].size
+    for node in network.nodes[1:]:
+        operation = node.operation
+        if isinstance(operation, Dense):
+            operations += 2 * node.size * operation.weight.shape[1]
+        elif isinstance(operation, Conv):
+            weight = operation.operator.weight
+            side = network.nodes[node.inputs[0]].size if operation.operator.transposed else node.size
+            operations += 2 * side * weight[0].numel()
+        operations += node.size
+    return operations / _RATE
 
 
 def fits(item: Item) -> bool:

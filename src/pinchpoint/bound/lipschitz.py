@@ -25,9 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.bound.alignment import alignment
+from pinchpoint.bound.cost import pass_seconds, step_seconds
 from pinchpoint.bound.ellipsoid import ellipsoid_bound
 from pinchpoint.bound.graph import Network, trace
-from pinchpoint.bound.lower import ascended, sampled, starting_points
+from pinchpoint.bound.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
 from pinchpoint.bound.operations import Dense
 from pinchpoint.bound.product import Item, items_of, propagate
 from pinchpoint.bound.robustness import dual_differences
@@ -46,6 +47,8 @@ ASSUMPTIONS = (
 )
 
 
+_UPPER = 0.75
+"""Share of the budget that upper bounds may take."""
 _ONE_PASS = 1.0
 """Seconds that one evaluation of the ellipsoids may take, whatever the budget."""
 
@@ -113,6 +116,7 @@ def lipschitz(
     input_shape: Sequence[int] | None = None,
     budget_s: float = 10.0,
     steps: int = 150,
+    by_clock: bool = True,
 ) -> Lipschitz:
     """Bracket the Lipschitz constant of a network, from l_p to l_p.
 
@@ -125,6 +129,8 @@ def lipschitz(
         budget_s: seconds after which no further sharpening begins. What must be computed (norms, one pass) always is.
         steps: of each optimisation, at most; 0 leaves out first-order bounds and ascent. Where the budget is not used up,
             two calls give the same numbers.
+        by_clock: False: what fits into the budget is predicted from numbers of operations, and no clock ends anything, so
+            two calls always give the same numbers, and may take longer.
 
     Raises:
         ModelError: for operations that cannot be bounded, by name, or a method that does not apply.
@@ -148,13 +154,22 @@ def lipschitz(
     shape = inputs.shape[1:] if input_shape is None and inputs is not None else input_shape
     network = as_network(model, shape)
     points = starting_points(network, inputs)
-    uppers = uppers_by_method(network, norm, method, 0.75 * budget_s, steps)
+    uppers = uppers_by_method(network, norm, method, _UPPER * budget_s, steps, by_clock)
     best = min(uppers, key=lambda name: uppers[name])
-    before = time.perf_counter()
-    directions, low = sampled(network, points, norm, seconds=start + budget_s - before)
-    now = time.perf_counter()
-    left = start + budget_s - now
-    climb = method == "tightest" and steps > 0 and left > now - before  # else there is no time for a step
+    climb = method == "tightest" and steps > 0
+    if by_clock:
+        before = time.perf_counter()
+        directions, low = sampled(network, points, norm, seconds=start + budget_s - before)
+        now = time.perf_counter()
+        left = start + budget_s - now
+        climb = climb and left > now - before  # else there is no time for a step
+    else:
+        left = math.inf
+        passes = (1 - _UPPER) / 2 * budget_s / pass_seconds(network)
+        points = points[: max(1, int(passes / PASSES))]
+        directions, low = sampled(network, points, norm)
+        steps = min(steps, int(passes / (STEP_PASSES * len(points))))
+        climb = climb and steps > 0
     risen = ascended(network, points, norm, directions=directions, steps=steps, seconds=left) if climb else 0.0
     lower = max(low, risen)
     return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)
@@ -167,11 +182,12 @@ def margins(
     input_shape: Sequence[int] | None = None,
     budget_s: float = 10.0,
     steps: int = 150,
+    by_clock: bool = True,
 ) -> Margins:
     """Certified constants of all differences of two logits, from l_p to the real line; for certified radii.
 
     The smallest of: encoder constant times ||c_y - c_j||_{p*}; ellipsoids optimised for the margins; for l_inf also
-    sqrt(d) times the l_2 margins.
+    sqrt(d) times the l_2 margins. ``budget_s``, ``steps`` and ``by_clock`` are those of ``lipschitz``.
 
     Raises:
         ModelError: as ``lipschitz`` and ``encoder``.
@@ -190,7 +206,8 @@ def margins(
     parts = stretches(items, max(_ONE_PASS, budget_s))
     for other in ("l2", "linf") if norm == "linf" else ("l2",):
         factor = equivalence_factor(network) if other != norm else 1.0
-        found = _margins_by_ellipsoid(items, parts, other, budget_s / (2 if norm == "linf" else 1), steps)
+        share = budget_s / (2 if norm == "linf" else 1)
+        found = _margins_by_ellipsoid(items, parts, other, *_paced(items, parts[-1:], share, steps, by_clock))
         upper = torch.minimum(upper, scaled_up(found, factor))
         known = uppers_by_method(features, other, "tightest", 0.0, 0)
         upper = torch.minimum(upper, scaled_up(dual_differences(head, other), times_up(min(known.values()), factor)))
@@ -202,7 +219,9 @@ def as_network(model: nn.Module | Network, input_shape: Sequence[int] | None) ->
     return model if isinstance(model, Network) else trace(model, input_shape)
 
 
-def uppers_by_method(network: Network, norm: Norm, method: Method, seconds: float, steps: int) -> dict[Method, float]:
+def uppers_by_method(
+    network: Network, norm: Norm, method: Method, seconds: float, steps: int, by_clock: bool = True
+) -> dict[Method, float]:
     """Certified bounds by method: the one asked for, or all that fit into the time."""
     items = items_of(network)
     all_of_them = method == "tightest"
@@ -216,20 +235,31 @@ def uppers_by_method(network: Network, norm: Norm, method: Method, seconds: floa
     if all_of_them or method in ("fast", "first-order"):
         share = seconds / 2.0 if all_of_them and norm == "linf" else seconds
         parts = stretches(items, max(_ONE_PASS, share) if all_of_them else math.inf)
-        fast, sharpened = by_ellipsoid(items, parts, norm, share, 0 if method == "fast" else steps)
+        most = 0 if method == "fast" else steps
+        fast, sharpened = by_ellipsoid(items, parts, norm, *_paced(items, parts, share, most, by_clock))
         known = any(part.states is not None for part in parts)
         if method == "fast" or (all_of_them and known):
             found["fast"] = fast
         if method == "first-order" or (all_of_them and known and steps > 0):
             found["first-order"] = sharpened
     if norm == "linf" and (all_of_them or method == "equivalence"):
-        others = uppers_by_method(network, "l2", "tightest", seconds / 2.0, steps)
+        others = uppers_by_method(network, "l2", "tightest", seconds / 2.0, steps, by_clock)
         found["equivalence"] = times_up(equivalence_factor(network), min(others.values()))
     if not found:
         raise ModelError(
             f"the method {method} must apply to the norm", norm, "leave method out for the tightest bound that applies"
         )
     return found
+
+
+def _paced(
+    items: Sequence[Item], parts: Sequence[Stretch], seconds: float, steps: int, by_clock: bool
+) -> tuple[float, int]:
+    """Seconds and steps of an optimisation; without a clock any time, and as many steps as are predicted to fit."""
+    if by_clock:
+        return seconds, steps
+    each = sum(step_seconds(items, part.first, part.last) for part in parts if part.states is not None)
+    return math.inf, steps if each == 0.0 else min(steps, int(seconds / each))
 
 
 def by_ellipsoid(

@@ -95,8 +95,10 @@ def empirical(
     return best
 
 
-_PASSES = 60
+PASSES = 60
 """What a point's direction and quotients take, in evaluations of the network, about."""
+STEP_PASSES = 12
+"""The same of a step of both ascents at a point."""
 _NUMBERS = 2**18
 """Input numbers in one pass in float64 with derivatives: one of ImageNet's images, 85 of CIFAR's."""
 
@@ -126,7 +128,7 @@ def _affordable(network: Network, points: Tensor, seconds: float) -> int:
     start = time.perf_counter()
     network(points[0])
     took = time.perf_counter() - start
-    return max(1, min(len(points), int(seconds / max(took, 1e-9) / _PASSES)))
+    return max(1, min(len(points), int(seconds / max(took, 1e-9) / PASSES)))
 
 
 def ascended(

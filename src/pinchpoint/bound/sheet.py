@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.bound.alignment import Alignment, alignment
-from pinchpoint.bound.cost import LARGEST_STATE, alignment_seconds, ellipsoid_seconds, structure_seconds
+from pinchpoint.bound.cost import LARGEST_STATE, STEP, alignment_seconds, ellipsoid_seconds, structure_seconds
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.layerwise import has_weights, layer_bounds
 from pinchpoint.bound.lipschitz import (
@@ -232,7 +232,7 @@ class _Whole:
             yield _upper("first-order", None, reason)
         else:
             seconds = self.share.left(0.5)
-            late = self.share.refuses(10 * _STEP * once, 0.5)
+            late = self.share.refuses(10 * STEP * once, 0.5)
             fast, sharpened = by_ellipsoid(items, stretches(items), norm, seconds, 0 if late else 150)
             yield _upper("fast", fast)
             yield _upper("first-order", None, late) if late else _upper("first-order", sharpened)
@@ -345,8 +345,6 @@ class _Whole:
 _FITS_NOT = f"no stretch with an activation fits: states of {LARGEST_STATE} entries, layers that fit as matrices"
 _ASCENT = 8.0
 """Ascent from a point takes at least so many times what sampling there takes."""
-_STEP = 4.0
-"""An optimisation step takes so many times what one evaluation takes."""
 
 
 def _upper(method: str, value: float | None, reason: str | None = None, otherwise: float | None = None) -> UpperBound:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,14 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, config: AuditConfig) -> Meas
 
 
 def bound(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig, *, first: int | None = None
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatConfig,
+    config: AuditConfig,
+    *,
+    first: int | None = None,
+    by_clock: bool = True,
 ) -> Bounded:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64.
 
@@ -86,6 +94,7 @@ def bound(
         config: how long to sharpen.
         first: where none of so many samples, the first ones, has a radius of a tenth of the budget, the others are given
             the radius 0, which is certain as well.
+        by_clock: whether the time ends what it sharpens; else predictions do, and two calls give the same numbers.
 
     Raises:
         ModelError: for a norm or a network that cannot be bounded, by name.
@@ -94,12 +103,13 @@ def bound(
     network = trace(model, x.shape[1:])
     features, head = encoder(network)
     points, steps = x[: max(1, config.jacobian_samples)], config.bound_steps
-    tightest = lipschitz(features, norm=norm, inputs=points, budget_s=config.bound_seconds, steps=steps)
+    budget: dict[str, Any] = {"budget_s": config.bound_seconds, "steps": steps, "by_clock": by_clock}
+    tightest = lipschitz(features, norm=norm, inputs=points, **budget)
     try:
         structured = uppers_by_method(features, norm, "structure", config.bound_seconds, steps)["structure"]
     except ModelError:  # a layer is too large to be written out
         structured = None
-    constants = margins(network, norm=norm, budget_s=config.bound_seconds, steps=steps).upper
+    constants = margins(network, norm=norm, **budget).upper
     del network, features  # its float64 weights make room for those of another copy
     give_back()
     radii = _radii(model, x, y, constants, len(x) if first is None else first, threat.eps)

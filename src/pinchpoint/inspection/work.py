@@ -56,6 +56,8 @@ _SHARES = {"all samples": 0.4, "quick ensemble": 0.4, "curve": 0.5, "checks": 0.
 """Steps of sharpening, and how much of the time that is left each may take."""
 _ANSWERED = 0.2
 """Share of a budget that clean accuracy may take."""
+_BOUNDED = 120.0
+"""Seconds, as predicted from numbers of operations, that bounds may take where there is no budget; they take fewer."""
 _SHOWN = 4
 """Samples shown as images, under each threat."""
 
@@ -169,10 +171,12 @@ class Work:
 
     def _bound(self, threat: Threat) -> None:
         """Certified numbers, where the model can be bounded."""
-        config = AuditConfig(bound_seconds=self.clock.part(0.05, 30.0), jacobian_samples=4)
+        timed = self.clock.budget is not None
+        seconds = self.clock.part(0.05, 30.0) if timed else _BOUNDED
+        config = AuditConfig(bound_seconds=seconds, jacobian_samples=4)
         try:
             asked = ThreatConfig(norm=threat.norm, eps=threat.eps)
-            found = bounded_by(self.model, self.x, self.y, asked, config, first=self._hoped)
+            found = bounded_by(self.model, self.x, self.y, asked, config, first=self._hoped, by_clock=timed)
         except ModelError as error:
             self.warnings.append(not_done("bound", threat.norm, str(error)))
             self.clock.left_out(f"bounds {threat}", str(error))
