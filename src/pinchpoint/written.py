@@ -12,12 +12,14 @@ def number(text: str) -> float:
     """A number, or one divided by another, rounded once.
 
     Raises:
-        ValueError, ZeroDivisionError, OverflowError: for what is none.
+        ValueError, ZeroDivisionError, OverflowError: for what is none, two divisions among it.
 
     >>> number("8/255") == 8 / 255, number("0.1 / 255") == 1 / 2550, number("1e-3")
     (True, True, 0.001)
     """
     above, slash, below = text.replace(" ", "").partition("/")
+    if "/" in below:
+        raise ValueError(text)
     return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
 
 

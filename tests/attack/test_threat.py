@@ -21,21 +21,26 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize(
     ("text", "norm", "eps"),
-    [("linf:8/255", "linf", 8 / 255), ("l2: 1 / 4", "l2", 0.25), ("l1:12", "l1", 12.0), ("linf:0", "linf", 0.0)],
+    [("linf:8/255", "linf", 8 / 255), ("l2: 1 / 4", "l2", 0.25), ("l1:12", "l1", 12.0), ("linf:0", "linf", 0.0)]
+    + [("linf:0.1/255", "linf", 1 / 2550), ("l2:1/0.5", "l2", 2.0)],
 )
 def test_parse_reads_fractions(text, norm, eps):
     threat = Threat.parse(text)
     assert (threat.norm, threat.eps, threat.box) == (norm, eps, (0.0, 1.0))
 
 
-@pytest.mark.parametrize("text", ["linf", "linf:", "linf:abc", "linf:1/0", "l2:inf", "l2:1e999", "8/255", ""])
+@pytest.mark.parametrize(
+    "text", ["linf", "linf:", "linf:abc", "linf:1/0", "linf:1/255/10", "l2:inf", "l2:1e999", "8/255", ""]
+)
 def test_parse_says_what_is_wrong(text):
     with pytest.raises(ThreatError, match=r"a threat is written norm:eps, but got .*; write for example linf:8/255"):
         Threat.parse(text)
 
 
 def test_text_form_is_read_back():
-    assert Threat.parse(str(Threat("l2", 0.45))) == Threat("l2", 0.45)
+    for threat in (Threat("l2", 0.45), Threat("linf", 8 / 255), Threat("linf", 0.1 / 255), Threat("linf", 0.2)):
+        assert Threat.parse(str(threat)).eps == pytest.approx(threat.eps, rel=1e-12)
+    assert str(Threat("linf", 8 / 255)) == "linf:8/255"
 
 
 @pytest.mark.parametrize("norm", ["l0", "Linf", ""])

@@ -36,11 +36,12 @@ class Hasty:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("budget", [0.0, 0.05, 60.0])
-def test_where_predictions_decide_no_clock_does(monkeypatch, norm, budget):
+@pytest.mark.parametrize("budget", [0.0, 0.05, 60.0, math.inf])
+@pytest.mark.parametrize("outputs", [4, 70])  # few: whole Jacobians; many: a power iteration
+def test_where_predictions_decide_no_clock_does(monkeypatch, norm, budget, outputs):
     """Two calls give the same numbers, however slow the machine."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 4))
+    net = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, outputs))
     inputs = torch.rand(3, 12)
 
     def both():

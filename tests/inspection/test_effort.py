@@ -73,10 +73,15 @@ def test_hopeless_radii_are_zero_and_others_are_not(norm: str) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     x = torch.rand(12, 6)
     y = model(x).argmax(1)
+    y[:5] = (y[:5] + 1) % 3  # the first ones are wrong, and have no radius at any budget
     config = AuditConfig(bound_seconds=60.0, bound_steps=5)  # steps end it, not the time
     every = bound(model, x, y, ThreatConfig(norm=norm, eps=0.01), config)
-    some = bound(model, x, y, ThreatConfig(norm=norm, eps=0.01), config, first=4)
-    assert some.radii == every.radii
-    far = 100 * max(every.radii[:4])
-    some = bound(model, x, y, ThreatConfig(norm=norm, eps=far), config, first=4)
-    assert some.radii == [*every.radii[:4], *[0.0] * 8]
+    assert every.bounds.median_radius == sorted(every.radii[5:])[3]
+    hoped = torch.arange(5, 9)
+    some = bound(model, x, y, ThreatConfig(norm=norm, eps=0.01), config, hoped=hoped)
+    assert (some.radii, some.bounds.median_radius) == (every.radii, every.bounds.median_radius)
+    far = 100 * max(every.radii)
+    some = bound(model, x, y, ThreatConfig(norm=norm, eps=far), config, hoped=hoped)
+    assert (some.radii, some.bounds.median_radius) == ([*[0.0] * 5, *every.radii[5:9], *[0.0] * 3], None)
+    none = bound(model, x, y, ThreatConfig(norm=norm, eps=far), config, hoped=hoped[:0])
+    assert (none.radii, none.bounds.median_radius) == ([0.0] * 12, None)

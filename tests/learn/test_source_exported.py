@@ -143,7 +143,7 @@ def test_the_same_bounds_as_of_the_network_that_was_exported(tmp_path, norm):
         lipschitz(one, norm=norm, method="fast", input_shape=(3, 8, 8), budget_s=60.0) for one in (theirs, ours)
     )
     assert found.upper == pytest.approx(expected.upper, rel=1e-12)
-    assert found.lower > 0
+    assert 0 < found.lower <= expected.upper
 
 
 def test_a_graph_for_one_sample_takes_batches_where_that_is_the_same(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pinchpoint.bound.graph import Network
-from pinchpoint.bound.operations import Conv, Dense, Join, Slope, Sum
+from pinchpoint.bound.operations import Conv, Dense, Join, Scale, Slope, Sum
 from pinchpoint.bound.product import Item, cuts
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
 from pinchpoint.records import Norm
@@ -23,7 +23,8 @@ _WRITTEN = 1e7
 
 def writing_seconds(run: Run) -> float:
     """Seconds to write a run out as a matrix."""
-    stored = all(isinstance(operation, Dense) for operation, _, _ in run.folded)
+    working = [node.operation for node in run.nodes if not node.keeps_values]
+    stored = any(isinstance(one, Dense) for one in working) and all(isinstance(one, Dense | Scale) for one in working)
     return 0.0 if stored else run.rows * run.columns / _WRITTEN
 
 
@@ -51,14 +52,20 @@ def ellipsoid_seconds(items: Sequence[Item]) -> float | None:
 
 
 def stretch_seconds(items: Sequence[Item], first: int, last: int) -> float:
-    """Seconds of one evaluation on the items after ``first`` up to ``last``, which all fit."""
+    """Seconds of one evaluation on the items after ``first`` up to ``last``, which all fit, the first one: runs are written
+    out for it."""
+    parts = [item.part for item in items[first + 1 : last + 1]]
+    return sum(writing_seconds(part) for part in parts if isinstance(part, Run)) + _evaluation(items, first, last)
+
+
+def _evaluation(items: Sequence[Item], first: int, last: int) -> float:
+    """Seconds of the next ones."""
     inside = range(first + 1, last + 1)
     readers = {source: index for index in inside for source in items[index].inputs}
     seconds = 0.0
     for index in inside:
         part = items[index].part
         if isinstance(part, Run):
-            seconds += writing_seconds(part)
             seconds += 2.0 * part.rows * part.columns * (part.rows + part.columns) / _RATE
         elif isinstance(part.operation, Slope):
             passing = sum(items[other].size for other, reader in readers.items() if other < index < reader)
@@ -68,7 +75,7 @@ def stretch_seconds(items: Sequence[Item], first: int, last: int) -> float:
 
 def step_seconds(items: Sequence[Item], first: int, last: int) -> float:
     """Seconds of one optimisation step on the ellipsoids of such a stretch."""
-    return STEP * stretch_seconds(items, first, last)
+    return STEP * _evaluation(items, first, last)
 
 
 def pass_seconds(network: Network) -> float:

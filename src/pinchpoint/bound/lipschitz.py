@@ -127,10 +127,10 @@ def lipschitz(
         inputs: points at which the lower bound starts; 16 random ones in [0, 1] where None.
         input_shape: of one input; taken from ``inputs``, or from a fully connected first layer, where None.
         budget_s: seconds after which no further sharpening begins. What must be computed (norms, one pass) always is.
-        steps: of each optimisation, at most; 0 leaves out first-order bounds and ascent. Where the budget is not used up,
-            two calls give the same numbers.
+        steps: of each optimisation, at most; 0 leaves out first-order bounds and ascent.
         by_clock: False: what fits into the budget is predicted from numbers of operations, and no clock ends anything, so
-            two calls always give the same numbers, and may take longer.
+            two calls always give the same numbers, and may take longer. With a clock that holds for networks so small
+            that the budget is not used up.
 
     Raises:
         ModelError: for operations that cannot be bounded, by name, or a method that does not apply.
@@ -159,16 +159,16 @@ def lipschitz(
     climb = method == "tightest" and steps > 0
     if by_clock:
         before = time.perf_counter()
-        directions, low = sampled(network, points, norm, seconds=start + budget_s - before)
+        directions, low = sampled(network, points, norm, seconds=(start + budget_s - before) / 2)
         now = time.perf_counter()
         left = start + budget_s - now
-        climb = climb and left > now - before  # else there is no time for a step
+        climb = climb and left > 2 * STEP_PASSES / PASSES * (now - before)  # else there is no time for a step
     else:
         left = math.inf
         passes = (1 - _UPPER) / 2 * budget_s / pass_seconds(network)
-        points = points[: max(1, int(passes / PASSES))]
+        points = points[: max(1, int(min(len(points), passes / PASSES)))]
         directions, low = sampled(network, points, norm)
-        steps = min(steps, int(passes / (STEP_PASSES * len(points))))
+        steps = int(min(steps, passes / (STEP_PASSES * len(points))))
         climb = climb and steps > 0
     risen = ascended(network, points, norm, directions=directions, steps=steps, seconds=left) if climb else 0.0
     lower = max(low, risen)
@@ -259,7 +259,7 @@ def _paced(
     if by_clock:
         return seconds, steps
     each = sum(step_seconds(items, part.first, part.last) for part in parts if part.states is not None)
-    return math.inf, steps if each == 0.0 else min(steps, int(seconds / each))
+    return math.inf, steps if each == 0.0 else int(min(steps, seconds / each))
 
 
 def by_ellipsoid(

@@ -97,6 +97,8 @@ def empirical(
 
 PASSES = 60
 """What a point's direction and quotients take, in evaluations of the network, about."""
+_WARM = 0.5
+"""Seconds of a first evaluation from which on a second one, which would be faster, is not worth its time."""
 STEP_PASSES = 12
 """The same of a step of both ascents at a point."""
 _NUMBERS = 2**18
@@ -125,10 +127,13 @@ def _affordable(network: Network, points: Tensor, seconds: float) -> int:
     """Points that ``sampled`` has time for."""
     if math.isinf(seconds):
         return len(points)
-    start = time.perf_counter()
-    network(points[0])
-    took = time.perf_counter() - start
-    return max(1, min(len(points), int(seconds / max(took, 1e-9) / PASSES)))
+    took = math.inf
+    while True:
+        start = time.perf_counter()
+        network(points[0])
+        before, took = took, min(took, time.perf_counter() - start)
+        if before < math.inf or took > _WARM:
+            return max(1, int(min(len(points), seconds / max(took, 1e-9) / PASSES)))
 
 
 def ascended(

@@ -148,7 +148,7 @@ def find_norms(items: Sequence[Item], norm: Norm) -> None:
     the 20 convolutions of a ResNet-20 at 32 x 32 this took 4 s instead of 26 (l2, two cores shared with others).
     """
     new = [item.part for item in items if isinstance(item.part, Run) and not item.part.knows(norm)]
-    single = [run for run in new if len(run.folded) == 1 and isinstance(run.folded[0][0], Dense | Conv)]
+    single = [run for run in new if len(folded := run.folded) == 1 and isinstance(folded[0][0], Dense | Conv)]
     large = [run for run in single if run.rows * run.columns >= _LARGE and run.device.type == "cpu"]
     side_by_side(partial(Run.norm, norm=norm), sorted(large, key=lambda run: -run.rows * run.columns))
 

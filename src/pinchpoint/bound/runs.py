@@ -171,6 +171,8 @@ def _weights(operation: Linear) -> int:
     """Numbers it is made of, where they may be many."""
     if isinstance(operation, Dense):
         return operation.weight.numel()
+    if isinstance(operation, Scale):
+        return operation.factor.numel()
     return operation.operator.weight.numel() if isinstance(operation, Conv) else 0
 
 

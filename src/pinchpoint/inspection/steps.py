@@ -83,7 +83,7 @@ def bound(
     threat: ThreatConfig,
     config: AuditConfig,
     *,
-    first: int | None = None,
+    hoped: Tensor | None = None,
     by_clock: bool = True,
 ) -> Bounded:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64.
@@ -92,8 +92,8 @@ def bound(
         model, x, y: a network and samples.
         threat: the budget, and the norm.
         config: how long to sharpen.
-        first: where none of so many samples, the first ones, has a radius of a tenth of the budget, the others are given
-            the radius 0, which is certain as well.
+        hoped: rows, samples that are right best: where none of these has a radius of a tenth of the budget, the others are
+            given the radius 0, which is certain as well, and there is no median radius.
         by_clock: whether the time ends what it sharpens; else predictions do, and two calls give the same numbers.
 
     Raises:
@@ -112,8 +112,8 @@ def bound(
     constants = margins(network, norm=norm, **budget).upper
     del network, features  # its float64 weights make room for those of another copy
     give_back()
-    radii = _radii(model, x, y, constants, len(x) if first is None else first, threat.eps)
-    certified = radii[radii > 0]
+    radii, known = _radii(model, x, y, constants, hoped, threat.eps)
+    certified = radii[radii > 0] if known else radii[:0]
     record = Bounds(
         norm=norm,
         lipschitz=tightest.upper,
@@ -130,19 +130,22 @@ def bound(
     return Bounded(bounds=record, eps=threat.eps, gap_bound=allowed, radii=radii.tolist())
 
 
-def _radii(model: nn.Module, x: Tensor, y: Tensor, constants: Tensor, first: int, eps: float) -> Tensor:
+def _radii(
+    model: nn.Module, x: Tensor, y: Tensor, constants: Tensor, hoped: Tensor | None, eps: float
+) -> tuple[Tensor, bool]:
+    """Certified radii, and whether they are all those that the constants give."""
     copied = float64_copy(model).to(x.device)
 
-    def some(rows: slice) -> Tensor:
-        parts = [logits_of(copied, part.double()) for part in x[rows].split(_AT_ONCE)]
-        return radii_from_margins(torch.cat(parts), y[rows], constants)
+    def some(rows: Tensor) -> Tensor:
+        logits = torch.cat([logits_of(copied, x[part].double()) for part in rows.split(_AT_ONCE)])
+        return radii_from_margins(logits, y[rows], constants)
 
-    found = some(slice(0, first))
-    if len(found) == len(x):
-        return found
-    if float(found.max()) < _HOPE * eps:
-        return torch.cat([found, found.new_zeros(len(x) - len(found))])
-    return torch.cat([found, some(slice(len(found), None))])
+    radii = constants.new_zeros(len(x))
+    if hoped is not None:
+        radii[hoped] = some(hoped).to(radii) if len(hoped) else radii[:0]
+        if float(radii.max()) < _HOPE * eps:
+            return radii, False
+    return some(torch.arange(len(x))), True
 
 
 def _bounded_norm(norm: ThreatNorm) -> Norm:
