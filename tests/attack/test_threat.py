@@ -21,8 +21,14 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize(
     ("text", "norm", "eps"),
-    [("linf:8/255", "linf", 8 / 255), ("l2: 1 / 4", "l2", 0.25), ("l1:12", "l1", 12.0), ("linf:0", "linf", 0.0)]
-    + [("linf:0.1/255", "linf", 1 / 2550), ("l2:1/0.5", "l2", 2.0)],
+    [
+        ("linf:8/255", "linf", 8 / 255),
+        ("linf:0.1/255", "linf", 1 / 2550),
+        ("l2: 1 / 4", "l2", 0.25),
+        ("l2:1/0.5", "l2", 2.0),
+        ("l1:12", "l1", 12.0),
+        ("linf:0", "linf", 0.0),
+    ],
 )
 def test_parse_reads_fractions(text, norm, eps):
     threat = Threat.parse(text)
