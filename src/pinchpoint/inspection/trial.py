@@ -22,6 +22,7 @@ from pinchpoint.learn.parallel import Alone
 from pinchpoint.learn.train_config import TrainConfig
 from pinchpoint.recipe import Recipe, continue_training
 from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
+from pinchpoint.written import budget
 
 _NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
 EPOCHS = 1
@@ -136,7 +137,7 @@ def _said(advice: Advice, outcomes: Sequence[Outcome], after: _Measured, rival: 
         return f"{rival[metric, norm, eps]:.1%}"
 
     parts = [
-        f"robust accuracy at {one.norm} {one.eps:.3g} went from {one.before:.1%} to {one.measured:.1%} where "
+        f"robust accuracy at {one.norm} {budget(one.norm, one.eps)} went from {one.before:.1%} to {one.measured:.1%} where "
         f"{one.predicted:.1%} ({one.low:.0%} to {one.high:.0%}) was predicted, so the prediction "
         f"{'held' if one.held else 'failed'}; fine-tuning alone leads to {alone(one.metric, one.norm, one.eps)}"
         for one in outcomes

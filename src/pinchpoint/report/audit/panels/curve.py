@@ -11,6 +11,7 @@ from pinchpoint.report.audit.panels.common import model_color
 from pinchpoint.report.draw import Key, Panel, Row, Trace, number, plain, stack, upright
 from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.palette import INK
+from pinchpoint.written import budget
 
 _MOST_255THS = 128
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32)
@@ -97,7 +98,8 @@ def curve(norm: ThreatNorm, models: Models) -> Panel:
             keys.append(Key(name, group, color, line="solid"))
         points = sorted(item.curve, key=lambda point: point.eps)
         told.append(
-            f"{name}: " + ", ".join(f"{point.eps:.3g}: {words.percent(point.robust.value)}" for point in points)
+            f"{name}: "
+            + ", ".join(f"{budget(norm, point.eps)}: {words.percent(point.robust.value)}" for point in points)
         )
     keys.append(Key("left by attacks, 95 % interval", "attacked", INK, line="solid", symbol="circle"))
     if certified:
