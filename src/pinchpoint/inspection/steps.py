@@ -111,7 +111,7 @@ def bound(
         structured = None
     constants = margins(network, norm=norm, **budget).upper
     del network, features  # its float64 weights make room for those of another copy
-    give_back()
+    give_back(model)
     radii, known = _radii(model, x, y, constants, hoped, threat.eps)
     certified = radii[radii > 0] if known else radii[:0]
     record = Bounds(

@@ -107,7 +107,7 @@ class Work:
         """Timed, and its memory is given back."""
         with self.clock.phase(name):
             yield
-        give_back()
+        give_back(self.model)
 
     def _weigh(self) -> None:
         """What needs no attack."""
