@@ -78,7 +78,7 @@ def step_seconds(items: Sequence[Item], first: int, last: int) -> float:
     return STEP * _evaluation(items, first, last)
 
 
-def pass_seconds(network: Network) -> float:
+def network_seconds(network: Network) -> float:
     """Seconds of one evaluation of a network in float64."""
     operations = network.nodes[0].size
     for node in network.nodes[1:]:

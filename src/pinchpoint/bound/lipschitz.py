@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.bound.alignment import alignment
-from pinchpoint.bound.cost import pass_seconds, step_seconds
+from pinchpoint.bound.cost import network_seconds, step_seconds
 from pinchpoint.bound.ellipsoid import ellipsoid_bound
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
@@ -165,7 +165,7 @@ def lipschitz(
         climb = climb and left > 2 * STEP_PASSES / PASSES * (now - before)  # else there is no time for a step
     else:
         left = math.inf
-        passes = (1 - _UPPER) / 2 * budget_s / pass_seconds(network)
+        passes = (1 - _UPPER) / 2 * budget_s / network_seconds(network)
         points = points[: max(1, int(min(len(points), passes / PASSES)))]
         directions, low = sampled(network, points, norm)
         steps = int(min(steps, passes / (STEP_PASSES * len(points))))

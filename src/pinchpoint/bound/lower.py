@@ -97,10 +97,10 @@ def empirical(
 
 PASSES = 60
 """What a point's direction and quotients take, in evaluations of the network, about."""
-_WARM = 0.5
-"""Seconds of a first evaluation from which on a second one, which would be faster, is not worth its time."""
 STEP_PASSES = 12
 """The same of a step of both ascents at a point."""
+_WARM = 0.5
+"""Seconds of a first evaluation from which on a second one, which would be faster, is not worth its time."""
 _NUMBERS = 2**18
 """Input numbers in one pass in float64 with derivatives: one of ImageNet's images, 85 of CIFAR's."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,13 +102,13 @@ def bound(
     network = trace(model, x.shape[1:])
     features, head = encoder(network)
     points, steps = x[: max(1, config.jacobian_samples)], config.bound_steps
-    budget: dict[str, Any] = {"budget_s": config.bound_seconds, "steps": steps, "by_clock": by_clock}
-    tightest = lipschitz(features, norm=norm, inputs=points, **budget)
+    seconds = config.bound_seconds
+    tightest = lipschitz(features, norm=norm, inputs=points, budget_s=seconds, steps=steps, by_clock=by_clock)
     try:
-        structured = uppers_by_method(features, norm, "structure", config.bound_seconds, steps)["structure"]
+        structured = uppers_by_method(features, norm, "structure", seconds, steps)["structure"]
     except ModelError:  # a layer is too large to be written out
         structured = None
-    constants = margins(network, norm=norm, **budget).upper
+    constants = margins(network, norm=norm, budget_s=seconds, steps=steps, by_clock=by_clock).upper
     del network, features  # its float64 weights make room for those of another copy
     give_back(model)
     radii, known = _radii(model, x, y, constants, hoped, threat.eps)

@@ -55,11 +55,12 @@ CHANGES = ("clip", "rank floor", "frobenius ball")
 _SHARES = {"all samples": 0.4, "quick ensemble": 0.4, "curve": 0.5, "checks": 0.3, "standard ensemble": 1.0}
 """Steps of sharpening, and how much of the time that is left each may take."""
 _ANSWERED = 0.2
-"""Share of a budget that clean accuracy may take."""
+"""Share of the time that is left which clean accuracy may take, about."""
 _BOUNDED = 120.0
 """Seconds, as predicted from numbers of operations, that sharpening a constant may take where there is no budget, once for
-the encoder and once for differences of logits; on a quiet machine it takes a third."""
+the encoder and once for differences of logits."""
 _HOPED = 8
+"""Samples, at least, that are looked at before radii of large samples count as hopeless."""
 _SHOWN = 4
 """Samples shown as images, under each threat."""
 
@@ -127,7 +128,7 @@ class Work:
         clock, asked = self.clock, len(self.x)
         rest = -math.inf if clock.budget is None else (1 - _ANSWERED) * clock.left
         right: list[bool] = []
-        count = max(1, at_once(self.x, asked) // 4)  # smaller batches are faster on a processor
+        count = at_once(self.x, asked)
         while len(right) < asked and (not right or clock.left > rest):
             some = slice(len(right), len(right) + count)
             right += (~misclassified(logits_of(self.model, self.x[some]), self.y[some])).tolist()
