@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pinchpoint.errors import PinchpointError
     from pinchpoint.evaluate import robust_accuracy, robust_curve
     from pinchpoint.inspection.audit import audit
-    from pinchpoint.measure import k_for_residual, layers, profile, residual, spread
+    from pinchpoint.measure import OneAtATime, k_for_residual, layers, profile, residual, spread
 
 __version__ = "0.1.0.dev0"
 
@@ -28,10 +28,11 @@ _HOMES = {
     "errors": ("PinchpointError",),
     "evaluate": ("robust_accuracy", "robust_curve"),
     "inspection.audit": ("audit",),
-    "measure": ("k_for_residual", "layers", "profile", "residual", "spread"),
+    "measure": ("OneAtATime", "k_for_residual", "layers", "profile", "residual", "spread"),
 }
 
 __all__ = [
+    "OneAtATime",
     "PinchpointError",
     "Threat",
     "__version__",

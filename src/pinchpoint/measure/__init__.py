@@ -8,6 +8,7 @@ from pinchpoint.measure.compressibility import (
     residual_curve,
     spread,
 )
+from pinchpoint.measure.forward import OneAtATime, check_forward
 from pinchpoint.measure.layers import HasMatrix, Layer, Layers, layers
 from pinchpoint.measure.profile import profile, spectra
 from pinchpoint.measure.ranks import effective_rank, numerical_rank, stable_rank
@@ -17,6 +18,8 @@ __all__ = [
     "HasMatrix",
     "Layer",
     "Layers",
+    "OneAtATime",
+    "check_forward",
     "effective_rank",
     "k_for_residual",
     "layers",

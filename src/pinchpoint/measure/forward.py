@@ -1,0 +1,217 @@
+"""What must be true of a forward pass before a model is judged or bounded: one answer a sample, at every call, in any batch.
+
+A network that centres features over its batch, attends over it, draws numbers or counts its calls answers a question about
+one sample differently from call to call. Neither an attack nor a bound means anything for such answers, so everything that
+judges or bounds asks ``check_forward`` once. It compares each of a few samples alone, again, in pairs with several
+companions, in another order and in a larger batch, in float64 where the model runs in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pinchpoint.errors import ModelError
+from pinchpoint.measure.weights import computed_tensors, float64_copy
+
+_SMALL_INPUT = 4096
+"""Numbers of an input up to which a large batch costs next to nothing."""
+_RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""How far answers may be apart, relative to the largest; batches of another size are summed in another order."""
+_HALF_PRECISION = 5e-2
+_SAME = 1e-3
+"""The same for two calls on the same input, as a share of it: some devices add in an order of their own."""
+_NUDGES = 1000.0
+"""The same, as a multiple of what a change of the input in its last digit does."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A sample that is answered differently from call to call.
+
+    Attributes:
+        arrangement: how it was asked the second time.
+        difference: the largest between two answers.
+        scale: the largest answer.
+    """
+
+    arrangement: str
+    difference: float
+    scale: float
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same call gives the same answer, so that it is the batch that matters."""
+        return self.arrangement != _AGAIN
+
+
+class OneAtATime(nn.Module):
+    """A model that is given one sample at a time, so that no sample has companions: the way to judge one whose answers
+    depend on the batch, where that is what will be deployed.
+
+    >>> class Centred(nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x - x.mean(0))
+    >>> disagreement(Centred(3, 2), torch.rand(4, 3)).repeats
+    True
+    >>> check_forward(OneAtATime(Centred(3, 2)), torch.rand(4, 3))
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each row by itself."""
+        return torch.cat([self.model(row[None]).reshape(1, -1) for row in x])
+
+
+_AGAIN = "asked the same twice"
+
+
+def check_forward(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+    """Refuse a model whose answer for a sample depends on its companions, on chance or on earlier calls.
+
+    Args:
+        model: any module with one tensor in and one tensor out; its own state stays as it is.
+        x: some inputs; a few of them are used.
+
+    Raises:
+        ModelError: for a model that answers a sample differently from call to call, or that takes no sample alone.
+
+    >>> check_forward(nn.Linear(3, 2), torch.rand(4, 3))
+    """
+    if (seen := disagreement(model, x)) is None:
+        return
+    if not seen.repeats:
+        raise ModelError(
+            "a model must compute the same at every call",
+            f"answers to the same sample that differ by {seen.difference:.3g} (largest answer {seen.scale:.3g})",
+            "take random numbers, counters and other state out of its forward pass",
+        )
+    raise ModelError(
+        "a model must answer each sample whatever else is in its batch",
+        f"answers that differ by {seen.difference:.3g} (largest answer {seen.scale:.3g}) {seen.arrangement}",
+        "take what is computed over the batch out of its forward pass, or wrap it in pinchpoint.OneAtATime, which gives it "
+        "one sample at a time",
+    )
+
+
+def disagreement(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Disagreement | None:
+    """The first pair of calls that answers a sample differently; None where all agree to rounding.
+
+    Answers that are no tensor with one row a sample are left to whoever reads them: the result is None.
+
+    >>> disagreement(nn.Linear(3, 2), torch.rand(4, 3)) is None
+    True
+    """
+    samples = _samples(x)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
+        compared = (_compared(copied, inputs) for copied, inputs in _copies(model, samples))
+        return next((seen for seen in compared if seen is not None), None)
+
+
+def _samples(x: Tensor) -> Tensor:
+    """Two or four different inputs; where there are fewer, mirrored and shifted ones join them."""
+    wanted = 4 if x[0].numel() <= _SMALL_INPUT else 2
+    rows = x.detach()[:wanted].flatten(1)
+    while len(rows) < wanted:
+        rows = torch.cat([rows, rows[-1:].flip(1).roll(1, 1) * (1 - 0.25 / len(rows))])
+    return rows.reshape(-1, *x.shape[1:])
+
+
+def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    """The model in float64, where differences show best and where it runs; and as it is."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
+    try:
+        copied = float64_copy(model)
+        copied(x.to(torch.float64, copy=True))
+    except Exception:  # whatever a foreign module raises: it does not run in float64, and is asked as it is
+        pass
+    else:
+        yield copied, x.double()
+    try:
+        own = copy.deepcopy(model, computed_tensors(model)).eval()
+    except Exception:  # a module that cannot be copied, such as a compiled one
+        own = model
+    before = own.training
+    own.eval()
+    yield own, x
+    own.train(before)
+
+
+def _compared(model: nn.Module, x: Tensor) -> Disagreement | None:
+    """Each sample alone, and then in every other arrangement."""
+    count = len(x)
+    whole = model(x.clone())
+    if not isinstance(whole, Tensor) or whole.ndim == 0 or len(whole) != count or not whole.is_floating_point():
+        return None
+    alone = _alone(model, x)
+    if alone.shape != (count, whole[0].numel()):
+        return None
+    tolerance = _tolerance(alone)
+    nudged: Tensor | None = None
+    for arrangement, rows in _arrangements(count, x[0].numel() <= _SMALL_INPUT):
+        answers = _alone(model, x) if arrangement == _AGAIN else model(x[rows].clone()).reshape(len(rows), -1)
+        apart = (answers.double() - alone[rows].double()).abs()
+        # infinities and NaN that agree are no difference
+        apart = torch.where((answers == alone[rows]) | (answers.isnan() & alone[rows].isnan()), 0.0, apart)
+        difference = float(apart.nan_to_num(nan=torch.inf).max()) if apart.numel() else 0.0
+        if difference <= (_SAME * tolerance if arrangement == _AGAIN else tolerance):
+            continue
+        if arrangement == _AGAIN:  # the same calculation: no rounding can tell the two apart
+            return Disagreement(arrangement, difference, float(alone.abs().max()))
+        # rounding that a network enlarges: what a change in the last digit of the input does
+        if nudged is None:
+            nudged = _alone(model, _nudge(x))
+            change = (nudged.double() - alone.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
+            tolerance = max(tolerance, _NUDGES * float(change.max()))
+        if difference > tolerance:
+            return Disagreement(arrangement, difference, float(alone.abs().max()))
+    return None
+
+
+def _alone(model: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return torch.cat([model(row[None].clone()).reshape(1, -1) for row in x])
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | ModelError):
+            raise
+        raise ModelError(
+            "a model must take one sample alone",
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            "take what is computed over the batch out of its forward pass",
+        ) from error
+
+
+def _arrangements(count: int, small: bool) -> Iterator[tuple[str, list[int]]]:
+    """How samples are asked after each alone: which rows, in which order."""
+    order = list(range(count))
+    yield _AGAIN, order
+    yield "when two samples share a batch", order[:2]
+    yield "when two samples share a batch in another order", [1, 0]
+    if count > 2:
+        yield "when a sample has another companion", [0, 3]
+        yield "when a sample has another companion", [2, 1]
+        yield "when a batch is in another order", order[::-1]
+    larger = 65 if small else 5
+    yield "in a larger batch", [row % count for row in range(larger)]
+
+
+def _tolerance(answers: Tensor) -> float:
+    finite = answers[torch.isfinite(answers)]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return _RELATIVE.get(answers.dtype, _HALF_PRECISION) * largest
+
+
+def _nudge(x: Tensor) -> Tensor:
+    """Inputs changed in their last digit, up and down in turn."""
+    signs = torch.ones_like(x).flatten(1)
+    signs[:, ::2] = -1.0
+    return x + torch.finfo(x.dtype).eps * signs.reshape(x.shape) * x.abs().clamp_min(1e-3)
