@@ -36,6 +36,7 @@ from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
 from pinchpoint.bound.states import stretches
 from pinchpoint.errors import ModelError
+from pinchpoint.measure.forward import check_forward, own_dtype
 from pinchpoint.measure.spectrum import check_norm, times_up
 from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import (
@@ -102,6 +103,8 @@ def sheet(
         find_norms(parts, norm)
     say("Theorem 3.1 of every layer")
     layers = [layer_bounds(run, wanted, k) for run in _runs(parts) if has_weights(run)]
+    if network.unbounded():  # what is certified was compared with the model when it was traced
+        check_forward(model, points.reshape(-1, *points.shape[2:]).to(own_dtype(model)))
     unbounded = [_named(node.name, node.kind, node.operation) for node in network.unbounded()]
     end = time.perf_counter() + budget_s
     networks: list[NetworkBounds] = []
