@@ -45,7 +45,7 @@ _CLOSEST = 1.0 - 1e-6
 _ROUNDS = 6
 """Of power iteration a step."""
 _EXACT_UP_TO = 32
-"""Side of a matrix whose eigenvalues cost no more than power iteration, which lags behind where the two largest are close."""
+"""Side of a matrix whose eigenvalues cost no more than power iteration, which lags behind where two are close."""
 _MANY_THREADS_FROM = 1024
 _VANISHED = 1e-300
 """More than entries below the smallest number of float64 can add to a spectral norm."""

@@ -203,8 +203,10 @@ def inflate(value: float, terms: int) -> float:
 
     A sum of n terms is off by less than n eps; LAPACK's singular values by p(h, d) eps sigma_1 with p of the order of
     h + d (LAPACK Users' Guide, section 4.9). Eight times that leaves room. Where numbers are so small that only absolute
-    rounding is left, the next larger one is taken; zero stays zero.
+    rounding is left, the next larger one is taken; zero stays zero, and NaN, of which nothing is known, gives infinity.
     """
+    if math.isnan(value):
+        return math.inf
     return math.nextafter(value * (1.0 + 8.0 * terms * EPS64), math.inf) if value > 0 else value
 
 
