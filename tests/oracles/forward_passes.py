@@ -1,23 +1,34 @@
-"""Networks with unusual forward passes, generated from a seed: what people write, and what tracing, gradients or rules get wrong.
+"""Networks with unusual forward passes, generated from a seed: what people write, and what traces, gradients or rules
+get wrong.
 
-A network is a list of steps on values of shape (n, width), each drawn from ``HONEST``, whose answers a bound may be given for,
-or from ``DISHONEST``, which freeze, draw, look at the batch or decide by values. What is true of a network is found by calling
-it: nothing here differentiates.
+A network is a list of steps on values of shape (n, width), each drawn from ``HONEST``, whose answers a bound may be given
+for, or from ``DISHONEST``, which freeze, draw, look at the batch or decide by values. What is true of a network is found by
+calling it: nothing here differentiates.
 """
 
 from __future__ import annotations
 
 import random
+import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
+
+from pinchpoint.bound import lipschitz, margins, trace
+from pinchpoint.bound.graph import Network
+from pinchpoint.bound.lipschitz import uppers_by_method
+from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
+from pinchpoint.records import Norm
 
 F64 = torch.float64
 Step = Callable[["Generated", Tensor], Tensor]
+EXTREMES = [0.1, 10.0, 1e-4, 1e4, 1e15, 1e-15, 1e30, 1e-30, 1e-150, 1e150, 1e-200, 1e-300]
 MOST = 24
 """Width from which on no step widens any more."""
 
@@ -35,7 +46,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Generated(nn.Module):
-    """Steps in a row; ``earlier`` are the values before the current one, ``calls`` counts, ``watch`` keeps the largest value."""
+    """Steps in a row; ``earlier`` are the values before the current one, ``calls`` counts, ``watch`` keeps the largest."""
 
     def __init__(self, steps: list[Step], tensors: list[Tensor]) -> None:
         super().__init__()
@@ -76,7 +87,7 @@ class Maker:
     def weight(self, *shape: int, scale: float | None = None) -> int:
         """A new weight's place."""
         if scale is None:
-            scale = self.rng.choice([1.0] * 12 + [0.1, 10.0, 1e-4, 1e4, 1e15, 1e-15, 1e30, 1e-30, 1e-150, 1e-300])
+            scale = self.rng.choice([1.0] * 30 + EXTREMES)
         values = self.numbers.standard_normal(shape)
         style = self.rng.random()
         if style < 0.1 and len(shape) == 2:  # rank one
@@ -146,7 +157,7 @@ ACTIVATIONS = [
     lambda x: F.gelu(x, approximate="tanh"), lambda x: F.elu(x, 2.5), lambda x: F.leaky_relu(x, -1.5),
     lambda x: F.leaky_relu(x, 3.0), lambda x: F.softplus(x, threshold=40), lambda x: F.softplus(x, 3.0, 40.0),
     lambda x: F.threshold(x, 0.5, 0.5), lambda x: x.clamp(-0.3, 0.4), lambda x: x.clamp(min=0.1),
-    lambda x: x.clamp(max=0.2), lambda x: torch.maximum(x, x.new_tensor(0.3)), lambda x: torch.relu_(x * 1.0),
+    lambda x: x.clamp(max=0.2), lambda x: torch.maximum(x, x.new_tensor(0.3)),
     lambda x: F.relu(x, inplace=False), lambda x: F.dropout(x, 0.5, False), lambda x: F.celu(x, 0.3),
 ]  # fmt: skip
 UNBOUNDED = [
@@ -196,7 +207,7 @@ def stopped(m):
         return without
     if how == 5:
         return lambda s, x: x.detach().clone() - x * factor
-    return lambda s, x: (2 * x).detach_() - x
+    return lambda s, x: (2 * x).detach() - x
 
 
 HONEST.extend([stopped] * 10)
@@ -214,7 +225,7 @@ def residual(m):
         return lambda s, x: x - s.earlier[at]
     if how == 2:
         return lambda s, x: torch.add(x, s.earlier[at], alpha=-3)
-    if how == 3:
+    if how == 3 and m.rng.random() < 0.2:  # in-place operations are slow to trace
 
         def in_place(s, x):
             x = x * 1.0
@@ -279,7 +290,7 @@ def rearranged(m):
 @honest
 def rescaled(m):
     w, how = m.weight(m.width), m.rng.randrange(8)
-    number = m.rng.choice([2.0, -0.5, 1e-3, 1e5, 0.0])
+    number = m.rng.choice([2.0, -0.5, 1e-3, 1e5, 0.0, 1e-200, 1e200])
     return [
         lambda s, x: x * s.weights[w],
         lambda s, x: s.weights[w] - x,
@@ -385,7 +396,7 @@ def chosen(m):
 
 @honest
 def written_over(m):
-    how = m.rng.randrange(5)
+    how = m.rng.randrange(3, 5) if m.rng.random() < 0.8 else m.rng.randrange(5)
 
     def filled(s, x):
         out = torch.empty_like(x)
@@ -402,11 +413,14 @@ def written_over(m):
         x.mul_(2.0).sub_(0.1)
         return x
 
+    def erased(s, x):
+        return torch.empty_like(x).fill_(1.0) * x.relu_()
+
     return [
         filled,
-        assigned,
+        m.rng.choice([assigned, erased]),
         itself,
-        lambda s, x: torch.empty_like(x).fill_(1.0) * x,
+        lambda s, x: torch.zeros_like(x) - x,
         lambda s, x: torch.ones_like(x) * x + torch.full_like(x, 2.0),
     ][how]
 
@@ -530,9 +544,11 @@ class Pairs:
 
     def exceed(self, upper: float, norm: str) -> bool:
         """Whether some pair refutes a constant."""
-        order = 2.0 if norm == "l2" else torch.inf
-        sizes = torch.linalg.vector_norm(self.changes, order, dim=1)
-        return bool((sizes - self.noise > upper * (1 + 1e-9) * self.distances + 1e-300).any())
+        largest = self.changes.abs().amax(1) if len(self.changes) else self.distances
+        if norm == "l2":  # squares of large numbers overflow
+            scaled = self.changes / torch.where(largest > 0, largest, 1.0)[:, None]
+            largest = largest * torch.linalg.vector_norm(scaled, dim=1)
+        return bool((largest - self.noise > upper * (1 + 1e-9) * self.distances + 1e-300).any())
 
     def exceed_margins(self, constants: Tensor) -> bool:
         """Whether some pair refutes the constants of differences of outputs."""
@@ -560,10 +576,8 @@ def reached(model: Generated, width: int, norm: str, seed: int, *, rounds: int =
         if not bool(torch.isfinite(top).all()) or not bool(top.any()):
             continue
         scaled = top / top.abs().max()
-        if norm == "l2":
-            directions = [torch.linalg.svd(scaled).Vh[0]]
-        else:
-            directions = [scaled[scaled.abs().sum(1).argmax()].sign()]
+        steepest = scaled[scaled.abs().sum(1).argmax()].sign()
+        directions = [torch.linalg.svd(scaled).Vh[0] if norm == "l2" else steepest]
         # differences of outputs, for margins
         if len(scaled) > 1:
             difference = scaled[0] - scaled[-1]
@@ -583,3 +597,79 @@ def reached(model: Generated, width: int, norm: str, seed: int, *, rounds: int =
 
 def _one(model: nn.Module, x: Tensor) -> Tensor:
     return model(x.clone()).reshape(1, -1)
+
+
+@dataclass
+class Outcome:
+    """What became of one network: refused, with the sentence, or bounded; ``faults`` are false bounds and raw exceptions."""
+
+    refused: str = ""
+    bounds: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def judge(seed: int) -> Outcome:
+    """Bound a generated network in every way, and look for pairs of inputs that refute it."""
+    model, width = generate(seed)
+    outcome = Outcome()
+    try:
+        network = trace(model, (width,))
+        network.require_bounded()
+        for norm in ("l2", "linf"):
+            _judge(model, network, width, norm, seed, outcome)
+    except ContradictionError as error:
+        outcome.faults.append(f"network {seed}: {error}")
+    except PinchpointError as error:
+        outcome.refused = str(error)
+    except Exception as error:
+        outcome.faults.append(f"network {seed}: raw {type(error).__name__}: {error}")
+    return outcome
+
+
+def _judge(model: Generated, network: Network, width: int, norm: Norm, seed: int, outcome: Outcome) -> None:
+    pairs = reached(model, width, norm, seed)
+    uppers = dict(uppers_by_method(network, norm, "tightest", 0.05, 1, by_clock=False))
+    if seed % 8 == 0:
+        uppers |= lipschitz(network, norm=norm, budget_s=0.05, steps=1, by_clock=False).uppers
+        for method in ("structure", "alignment"):
+            uppers |= uppers_by_method(network, norm, method, 0.0, 0)
+    for method, upper in uppers.items():
+        outcome.bounds += 1
+        if pairs.exceed(upper, norm):
+            outcome.faults.append(f"network {seed}: {method} bound {upper!r} in {norm} is below what two inputs reach")
+    try:
+        constants = margins(network, norm=norm, budget_s=0.05, steps=1, by_clock=False).upper
+    except ModelError:  # no fully connected layer at the end
+        return
+    outcome.bounds += 1
+    if pairs.changes.shape[1] == len(constants) and pairs.exceed_margins(constants):
+        outcome.faults.append(f"network {seed}: margins in {norm} are below what two inputs reach")
+
+
+def main() -> int:
+    """``python -m oracles.forward_passes FIRST LAST``, in the folder tests: judge these networks and say what came out."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    first, last = int(sys.argv[1]), int(sys.argv[2])
+    refused = bounds = faults = 0
+    sentences: Counter[str] = Counter()
+    for seed in range(first, last):
+        outcome = judge(seed)
+        refused, bounds, faults = refused + bool(outcome.refused), bounds + outcome.bounds, faults + len(outcome.faults)
+        if outcome.refused:
+            sentences[outcome.refused.split(", but got")[0]] += 1
+        for fault in outcome.faults:
+            print(fault, flush=True)
+        if (seed + 1 - first) % 1000 == 0 or seed + 1 == last:
+            done = seed + 1 - first
+            print(
+                f"{done} networks, {refused} refused ({refused / done:.1%}), {bounds} bounds, {faults} faults",
+                flush=True,
+            )
+    for sentence, count in sentences.most_common():
+        print(count, sentence)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
