@@ -58,6 +58,18 @@ class DivergedError(ModelError):
         return type(self), (self.rule, self.value, self.remedy, self.epoch)
 
 
+class ContradictionError(PinchpointError):
+    """A certified number that something else refutes: a fault of Pinchpoint's own, never of the user's."""
+
+    def __init__(self, rule: str, value: object, remedy: str = "") -> None:
+        from pinchpoint import __version__
+
+        request = (
+            f"this is a fault of pinchpoint {__version__}: please report it with the model, and trust no bound of it"
+        )
+        super().__init__(rule, value, remedy or request)
+
+
 class CheckpointError(PinchpointError):
     """A checkpoint that is missing, truncated or does not match its configuration."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -83,7 +81,6 @@ def test_wide_outputs_take_power_iterations():
         ([(1e-200, 0.0), (1e-110, 0.0), (1e300, 0.0)], 1e-10),
         ([(1e-160, 0.0), (1e-160, 0.0), (1e300, 0.0)], 1e-20),  # on the way digits are lost to subnormal numbers
         ([(0.0, 1e8)], 0.0),
-        ([(1e200, 0.0), (1e200, 0.0)], math.inf),
     ],
 )
 @pytest.mark.parametrize("at", [0.3, 1e8])
@@ -97,6 +94,10 @@ def test_cancellation_and_lost_digits_are_allowed_for(values, truth, at):
 
 def test_shifts_that_are_no_layers_are_allowed_for_too():
     class Shifts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("zero", torch.zeros(1, dtype=torch.float64))  # in float32 all would be lost
+
         def forward(self, x):
             return ((x + 1e12) - 1e12).relu() - 3e10 + 3e10
 
@@ -113,9 +114,10 @@ def test_huge_outputs_do_not_overflow_into_infinity():
     network = trace(relu_network([np.full((2, 2), 1e200)]))
     found = sampled(network, torch.ones(1, 1, 2, dtype=torch.float64), "l2")[1]
     assert found == pytest.approx(2e200, rel=1e-9)
-    endless = trace(relu_network([np.full((2, 2), 1e200)] * 2))
+    # at inputs of 1 it answers 4e200, at inputs of 1e110 infinity
+    far = torch.full((2, 1, 2), 1e110, dtype=torch.float64)
     for norm in NORMS:
-        assert ascended(endless, torch.ones(2, 1, 2, dtype=torch.float64), norm, steps=3) == 0.0
+        assert ascended(network, far, norm, steps=3) == 0.0
 
 
 def test_points_that_coincide_say_nothing():

@@ -109,7 +109,7 @@ CASES = {
     "stack": (f(lambda x: torch.stack([x, x.tanh()], 1)), LINE),
     "stack twice": (f(lambda x: torch.stack([x, x], 2)), LINE),
     # moved, selected, repeated
-    "moved": (f(lambda x: x.permute(0, 2, 3, 1).flatten(1).roll(2).flip(1)), IMAGE),
+    "moved": (f(lambda x: x.permute(0, 2, 3, 1).flatten(1).roll(2, 1).flip(1)), IMAGE),
     "view of a view": (f(lambda x: x.view(1, -1)[:, 3:].view(1, 29, -1)[..., 0]), IMAGE),
     "selected": (f(lambda x: x[:, [0, 2, 2, 2, 5]]), LINE),
     "index two": (f(lambda x: x[:, [0, 2, 2], [1, 1, 1]]), IMAGE),
@@ -235,8 +235,8 @@ SMOOTH = {
     "celu": nn.CELU(0.3),
     "celu wide": nn.CELU(4.0),
     "selu": nn.SELU(),
-    "softplus": nn.Softplus(),
-    "softplus steep": nn.Softplus(beta=5.0),
+    "softplus": nn.Softplus(threshold=40),
+    "softplus steep": nn.Softplus(beta=5.0, threshold=40),
     "prelu": nn.PReLU(init=-1.5),
     "leaky": nn.LeakyReLU(0.1),
     "leaky steep": nn.LeakyReLU(2.0),
@@ -297,6 +297,7 @@ PRODUCT = "a product of two values that depend on the input is not globally Lips
 UNKNOWN = "no constant is known for it"
 SEVERAL = "it combines several values"
 REPEATS = "it repeats its input"
+WITHOUT_JUMP = "threshold=40 is the same function in float32, without a jump"
 REFUSED = {
     "attention": (f(attention), (3, 4), "matmul", PRODUCT),
     "fused attention": (
@@ -328,11 +329,21 @@ REFUSED = {
     "instance norm": (nn.InstanceNorm2d(3), IMAGE, "instance_norm", UNKNOWN),
     "cubic": (nn.Upsample(scale_factor=2, mode="bicubic"), IMAGE, "upsample_bicubic2d", UNKNOWN),
     "threshold": (nn.Threshold(1.0, 0.0), LINE, "threshold", "it jumps at its threshold"),
-    "early softplus": (nn.Softplus(threshold=2), LINE, "softplus", "its threshold of 2 makes it jump"),
+    "early softplus": (
+        nn.Softplus(threshold=2),
+        LINE,
+        "softplus",
+        "its threshold of 2 makes it jump by 0.1; " + WITHOUT_JUMP,
+    ),
+    "softplus as it comes": (
+        nn.Softplus(),
+        LINE,
+        "softplus",
+        "its threshold of 20 makes it jump by 2e-09; " + WITHOUT_JUMP,
+    ),
     "elu down": (nn.ELU(-1.0), LINE, "elu", "it has a negative scale"),
     "celu down": (nn.CELU(-1.0), LINE, "celu", "its alpha is negative"),
     "dropout": (f(lambda x: F.dropout(x, 0.5, training=True)), LINE, "dropout", "it is random"),
-    "noise": (f(lambda x: x + torch.randn_like(x)), LINE, "randn_like", UNKNOWN),
     "batch statistics": (
         nn.BatchNorm2d(3, track_running_stats=False),
         IMAGE,

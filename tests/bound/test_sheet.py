@@ -249,10 +249,13 @@ def test_no_head_and_one_logit_are_reasons():
 
 
 def test_numbers_beyond_float64_are_no_number_but_a_reason_and_a_zero_network_is_zero():
-    matrices = [1e160 * matrix for matrix in weights(3, 3, 3)]
-    (network,) = sheet(relu_network(matrices), norms=["l2"], budget_s=1.0).networks
+    apart = [np.diag([1e200, 0.0]), np.diag([0.0, 1e200])]  # what the first gives, the second does not read
+    (network,) = sheet(relu_network(apart), norms=["l2"], budget_s=1.0).networks
     product = next(bound for bound in network.uppers if bound.method == "product")
     assert (product.value, product.reason) == (None, "larger than float64 can say")
+    matrices = [1e160 * matrix for matrix in weights(3, 3, 3)]
+    with pytest.raises(ModelError, match="finite answers, but got NaN or inf"):
+        sheet(relu_network(matrices), norms=["l2"], budget_s=1.0)
     (network,) = sheet(relu_network([0 * matrix for matrix in matrices]), norms=["linf"], budget_s=1.0).networks
     assert (network.lower, network.upper) == (0.0, 0.0)
 

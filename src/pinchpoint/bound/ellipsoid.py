@@ -16,6 +16,9 @@ programme. The size is a share of the largest admissible one: free T, tried too,
 From l_inf, the unit ball lies in the ellipsoid of diag(1 / gamma) for gamma > 0 with sum 1 (dual of the GeoLIP programme).
 What is returned is evaluated once more in float64 with every rounding error added to the ellipsoids.
 
+Sizes are carried outside, as powers of two: of each matrix, and of each ellipsoid after its layer. So neither a deep chain
+of small slopes nor one of large norms leaves the range of float64, and what leaves it at the end is infinite, never zero.
+
 Source: Fazlyab et al. 2019 (LipSDP, 1906.04893), Xu & Sivaranjani 2024 (ECLipsE, 2404.04375), Wang et al. 2022
 (GeoLIP, 2203.01212); the form for any mixture of slopes is ours.
 """
@@ -33,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pinchpoint.bound.descent import lowest
-from pinchpoint.measure.spectrum import EPS64, inflate, times_up
+from pinchpoint.measure.spectrum import EPS64, inflate, power_up, shifted
 from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import Norm
 
@@ -41,7 +44,12 @@ _CLOSEST = 1.0 - 1e-6
 """T stays this far from where G^-1 - T becomes singular."""
 _ROUNDS = 6
 """Of power iteration a step."""
+_EXACT_UP_TO = 32
+"""Side of a matrix whose eigenvalues cost no more than power iteration, which lags behind where two are close."""
 _MANY_THREADS_FROM = 1024
+_VANISHED = 1e-300
+"""More than entries below the smallest number of float64 can add to a spectral norm."""
+_LEAST = 5e-324
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Form:
-    """G with |c . last(x - y)|^2 <= c'Gc ||x - y||_p^2 for every c, up to the square of ``scale``."""
+    """G with |c . last(x - y)|^2 <= c'Gc 4^exponent ||x - y||_p^2 for every c. Where G is not finite nothing is known."""
 
     entries: Float[Tensor, "m m"]
-    scale: float
+    exponent: int
 
     def whole(self) -> float:
         """A constant from l_p to l_2."""
-        top = max(0.0, float(torch.linalg.eigvalsh(self.entries)[-1]))
-        return times_up(inflate(math.sqrt(inflate(top, 2 * len(self.entries))), 1), self.scale)
+        top = float(_largest_eigenvalue(self.entries))
+        if math.isnan(top):
+            return math.inf
+        return power_up(inflate(math.sqrt(inflate(max(0.0, top), 2 * len(self.entries))), 1), self.exponent)
 
     def rows(self) -> Float[Tensor, "m"]:
         """A constant from l_p to each output."""
@@ -77,11 +87,12 @@ class Form:
         """A constant from l_p to the difference of each two outputs; zero on the diagonal."""
         squares = self.entries.diagonal()
         sums = squares[:, None] + squares
-        return self._up((sums - 2.0 * self.entries + 8.0 * EPS64 * sums).fill_diagonal_(0.0))
+        return self._up(sums - 2.0 * self.entries + 8.0 * EPS64 * sums).fill_diagonal_(0.0)
 
     def _up(self, squares: Tensor) -> Tensor:
-        roots = squares.clamp(min=0.0).sqrt() * (1.0 + 8.0 * EPS64) * self.scale
-        return torch.where(squares > 0, roots.nextafter(torch.full_like(roots, torch.inf)), 0.0)
+        roots = shifted(squares.clamp(min=0.0).sqrt() * (1.0 + 8.0 * EPS64), self.exponent)
+        raised = torch.where(squares > 0, roots.nextafter(torch.full_like(roots, torch.inf)), 0.0)
+        return torch.where(squares.isfinite(), raised, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -156,25 +167,28 @@ def narrowed(steps: Sequence[Step], norm: Norm, radius: float, narrow: Narrow) -
 
     Each entry moves at most as far as the ellipsoid of z allows, and as intervals allow.
     """
-    found: list[Step] = []
+    narrowed_steps: list[Step] = []
     size = steps[0].matrix.shape[1] if steps else 1
     box = torch.full((size,), radius, dtype=torch.float64, device=_device(steps))
-    shape, scale = _around_ball(norm, torch.zeros_like(box)), 1.0
+    shape, exponent = _around_ball(norm, torch.zeros_like(box)), 0
     for place, step in enumerate(steps):
-        top = _top(step.matrix)
-        scaled = replace(step, matrix=step.matrix / top, error=inflate(step.error / top, 1))
+        scaled, top = _scaled(step)
+        exponent += top
         form = _mapped(scaled.matrix, shape, scaled.error)
-        scale = times_up(scale, top)
-        within = form.diagonal().clamp(min=0.0).sqrt() * (1.0 + 8.0 * EPS64) * times_up(scale, radius)
+        # how far each entry can move: as far as the ellipsoid allows, and as intervals allow
+        roots = form.diagonal().clamp(min=0.0).sqrt() * (1.0 + 8.0 * EPS64)
+        within = torch.where(roots > 0, shifted(roots * inflate(radius, 1), exponent).clamp_min(_LEAST), 0.0)
         boxed = (step.matrix.abs() @ box + step.error * box.norm()) * (1.0 + 8.0 * size * EPS64)
-        reach = torch.minimum(within, boxed)
+        reach = torch.fmin(within.nan_to_num(nan=torch.inf), boxed.nan_to_num(nan=torch.inf))
         low, high = narrow(place, reach)
-        found.append(replace(step, low=low, high=high))
+        narrowed_steps.append(replace(step, low=low, high=high))
+        # the ellipsoid and the box after the activation
         scaled = replace(scaled, low=low, high=high)
-        shape = _activated(form, scaled, _sized(form, scaled, torch.zeros_like(low), low.new_zeros(())))
+        shape, up = _unit(_activated(form, scaled, _sized(form, scaled, torch.zeros_like(low), low.new_zeros(()))))
+        exponent += up
         box = reach * torch.maximum(low.abs(), high.abs())
         size = len(box)
-    return found
+    return narrowed_steps
 
 
 def _device(steps: Sequence[Step]) -> torch.device:
@@ -183,7 +197,7 @@ def _device(steps: Sequence[Step]) -> torch.device:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Layers scaled so that the largest entry of each matrix is 1; ``scale`` is the product of what was taken out.
+    """Layers scaled by powers of two to a largest entry near 1; ``exponent`` is the sum of what was taken out.
 
     A point is, one after another: the shape t of all T; for each step the logit of the share of the largest admissible size
     that its T has; the logits of gamma, which only l_inf looks at.
@@ -193,18 +207,14 @@ class _Problem:
     last: Tensor
     norm: Norm
     error: float
-    scale: float
+    exponent: int
     directions: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, steps: Sequence[Step], last: Tensor, norm: Norm, error: float) -> _Problem:
-        scaled, tops = [], []
-        for step in steps:
-            top = _top(step.matrix)
-            tops.append(top)
-            scaled.append(Step(step.matrix / top, step.low, step.high, inflate(step.error / top, 1)))
-        top = _top(last)
-        return cls(tuple(scaled), last / top, norm, inflate(error / top, 1), times_up(*tops, top))
+        scaled = [_scaled(step) for step in steps]
+        entries, error, top = _matrix_scaled(last, error)
+        return cls(tuple(step for step, _ in scaled), entries, norm, error, sum(up for _, up in scaled) + top)
 
     def start(self) -> Tensor:
         """T = c I with half of the largest admissible c for each step, equal weights for the coordinates of l_inf."""
@@ -215,12 +225,14 @@ class _Problem:
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             *logs, shares, weights = point.split(self._sizes())
-            shape = _around_ball(self.norm, weights)
+            shape, exponent = _around_ball(self.norm, weights), 0
             for place, (step, t, share) in enumerate(zip(self.steps, logs, shares, strict=True)):
                 form = _form(step.matrix, shape)
-                top = _largest_eigenvalue if exact else partial(self._top, place)
-                shape = _propagated(form, step, _sized(form, step, t, share, top))[0]
-            value = _goal(_form(self.last, shape), goal)
+                exactly = exact or len(form) <= _EXACT_UP_TO
+                top = _largest_eigenvalue if exactly else partial(self._top, place)
+                shape, up = _unit(_propagated(form, step, _sized(form, step, t, share, top))[0])
+                exponent += up
+            value = _goal(_form(self.last, shape), goal) + exponent * math.log(4.0)
             if not (exact or bool(torch.isfinite(value))):
                 return self.value_and_gradient(point, goal, exact=True)
             if not value.requires_grad:
@@ -232,11 +244,12 @@ class _Problem:
     def certify(self, point: Tensor) -> Form:
         """The form of the last map, with every rounding error added."""
         *logs, shares, weights = point.split(self._sizes())
-        shape = _around_ball(self.norm, weights)
+        shape, exponent = _around_ball(self.norm, weights), self.exponent
         for step, t, share in zip(self.steps, logs, shares, strict=True):
             form = _mapped(step.matrix, shape, step.error)
-            shape = _activated(form, step, _sized(form, step, t, share))
-        return Form(_mapped(self.last, shape, self.error), self.scale)
+            shape, up = _unit(_activated(form, step, _sized(form, step, t, share)))
+            exponent += up
+        return Form(_mapped(self.last, shape, self.error), exponent)
 
     def _top(self, place: int, matrix: Tensor) -> Tensor:
         """The largest eigenvalue by power iteration from where it was last time; for autograd, v is a constant."""
@@ -258,6 +271,9 @@ class _Problem:
 
 
 def _largest_eigenvalue(matrix: Tensor) -> Tensor:
+    """The largest eigenvalue; NaN of a matrix that is not finite."""
+    if not bool(torch.isfinite(matrix).all()):
+        return matrix.new_full((), torch.nan)
     top: Tensor = torch.linalg.eigvalsh(matrix)[-1]
     return top
 
@@ -292,7 +308,7 @@ def _moving(form: Tensor, step: Step) -> Tensor:
 def _goal(form: Tensor, goal: Goal) -> Tensor:
     """Log of the square of what is made small."""
     if goal == "whole":
-        return _largest_eigenvalue(form).log() if bool(torch.isfinite(form).all()) else form.sum()
+        return _largest_eigenvalue(form).log()
     squares = form.diagonal()
     if goal == "largest row":
         return squares.amax().log()
@@ -329,7 +345,9 @@ def _activated(form: Tensor, step: Step, log_t: Tensor) -> Tensor:
         return middle[:, None] * form * middle * (1.0 + 16.0 * EPS64)
     root = (log_t[moving] / 2).exp()
     inner = root[:, None] * form[moving][:, moving] * root
-    top = float(torch.linalg.eigvalsh((inner + inner.T) / 2)[-1]) * (1.0 + 16.0 * len(inner) * EPS64)
+    top = float(_largest_eigenvalue((inner + inner.T) / 2)) * (1.0 + 16.0 * len(inner) * EPS64)
+    if not math.isfinite(top):
+        return torch.full_like(form, torch.nan)
     smaller = min(1.0, _CLOSEST / top)
     following, columns = _propagated(form, step, log_t + math.log(smaller))
     # products, the solve with condition 1 / (1 - share), and the symmetrisation
@@ -356,6 +374,27 @@ def _mapped(matrix: Tensor, shape: Tensor, error: float) -> Tensor:
     return form + torch.diag(room * raised)
 
 
-def _top(matrix: Tensor) -> float:
-    """The largest magnitude; 1 for a zero matrix."""
-    return float(matrix.abs().max()) or 1.0
+def _scaled(step: Step) -> tuple[Step, int]:
+    """A layer divided by the power of two near its largest entry, and the exponent of that power."""
+    matrix, error, exponent = _matrix_scaled(step.matrix, step.error)
+    return replace(step, matrix=matrix, error=error), exponent
+
+
+def _matrix_scaled(matrix: Tensor, error: float) -> tuple[Tensor, float, int]:
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if not 0.0 < largest < math.inf:  # zero, or a matrix that says nothing
+        return matrix, error, 0
+    exponent = math.frexp(largest)[1]
+    divided = shifted(matrix, -exponent)
+    # entries that vanish beside the largest are errors, so that their rows count as what they are
+    vanished = _VANISHED if bool(((divided == 0) & (matrix != 0)).any()) else 0.0
+    return divided, (power_up(error, -exponent) + vanished), exponent
+
+
+def _unit(shape: Tensor) -> tuple[Tensor, int]:
+    """An ellipsoid divided by the power of four near its largest semi-axis squared, and the exponent of that power."""
+    largest = float(shape.detach().diagonal().max()) if len(shape) else 0.0
+    if not 0.0 < largest < math.inf:
+        return shape, 0
+    exponent = math.frexp(largest)[1] // 2
+    return shifted(shape, -2 * exponent), exponent

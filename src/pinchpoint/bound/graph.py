@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.nn import functional
 
-from pinchpoint.bound.operations import Call, HasLipschitz, Known, Operation, Positive, Unbounded, understand
+from pinchpoint.bound.agreement import check_agreement
+from pinchpoint.bound.operations import VARYING, Call, HasLipschitz, Known, Operation, Positive, Unbounded, understand
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import float64_copy
 
@@ -142,8 +144,11 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None = None) -> Network
     copied = float64_copy(model)
     _check_finite(copied)
     device = next((tensor.device for tensor in copied.state_dict().values()), torch.device("cpu"))
-    program = _export(copied, torch.zeros(1, *shape, dtype=torch.float64, device=device))
-    return Network(_Reader(copied, program).read(), device)
+    example = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+    network = Network(_Reader(copied, _export(copied, example)).read(), device)
+    if not network.unbounded():
+        check_agreement(network, model, copied, example)
+    return network
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -251,7 +256,8 @@ class _Reader:
     def _call(self, item: fx.Node) -> None:
         sources = self._sources([item])
         value = item.meta.get("val")
-        if not sources or _operator_name(item) in _OF_SHAPE_ONLY:
+        self._refuse_what_no_rule_can_hold(item, sources)
+        if not sources or (_operator_name(item) in _OF_SHAPE_ONLY and sources == list(item.args[:1])):
             self.constants[item] = self._constant(item)
         elif isinstance(value, Tensor):
             if not all(isinstance(size, int) for size in value.shape):
@@ -267,8 +273,9 @@ class _Reader:
             fx.map_arg((through[0].args, through[0].kwargs), reads.append)
             call = Call(
                 name=_operator_name(through[0]),
-                args=fx.map_arg(through[0].args, self.constants.get),
-                kwargs=fx.map_arg(through[0].kwargs, self.constants.get),
+                operands=_operands(through[0]),
+                args=fx.map_arg(through[0].args, self._constant_or_varying),
+                kwargs=fx.map_arg(through[0].kwargs, self._constant_or_varying),
                 part=item.args[1] if len(through) > 1 else None,
                 reads=sum(source not in self.constants for source in reads),
                 shapes=tuple(self.nodes[self.index[source]].shape for source in sources),
@@ -278,26 +285,47 @@ class _Reader:
             )
             self._add(item, understand(call), sources, run)
 
+    def _refuse_what_no_rule_can_hold(self, item: fx.Node, sources: list[fx.Node]) -> None:
+        """Random numbers, numbers read off values, and what is no operation of torch's."""
+        path, kind = _module(item)
+        where = f"in {kind} at '{path or 'the top level'}'"
+        random = torch.Tag.nondeterministic_seeded in getattr(item.target, "tags", ())
+        # dropout and the like are pure in eval mode: where they have a rule, it looks whether they train
+        if random and _operator_name(item) not in _RANDOM_IN_TRAINING:
+            raise ModelError(
+                "a certified bound needs a model that computes the same at every call",
+                f"{_operator_name(item)}, which is random, {where}",
+                "take the noise out of forward",
+            )
+        if sources and isinstance(item.meta.get("val"), int | float | torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise ModelError(
+                "a certified bound needs a model that computes with tensors from its input to its output",
+                f"{_operator_name(item)}, a number read off a value that depends on the input, {where}",
+                "take item(), tolist() and decisions that depend on values out of forward",
+            )
+        known = isinstance(item.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
+        if not known and item.target is not operator.getitem and not (sources or item.meta.get("val") is not None):
+            raise ModelError(
+                "a certified bound needs a model made of torch's operations",
+                f"{getattr(item.target, '__name__', item.target)} {where}",
+                "take function transforms such as torch.vmap out of forward",
+            )
+
+    def _constant_or_varying(self, item: fx.Node) -> Any:
+        return self.constants.get(item, VARYING)
+
     def _constant(self, item: fx.Node) -> Any:
         nodes = {source: self.nodes[self.index[source]] for source in self._sources([item])}
         zeros = {source: torch.zeros(n.shape, dtype=torch.float64, device=n.device) for source, n in nodes.items()}
         with torch.no_grad():
             value = self._evaluate(item, zeros)
-            if torch.Tag.nondeterministic_seeded not in getattr(item.target, "tags", ()):
-                return value
-            again = self._evaluate(item, zeros)
-        if not isinstance(value, Tensor) or not torch.equal(value, again):
-            path, kind = _module(item)
-            raise ModelError(
-                "a certified bound needs a model that computes the same at every call",
-                f"{_operator_name(item)}, which is random, in {kind} at '{path or 'the top level'}'",
-                "take the noise out of forward",
-            )
+        if isinstance(value, Tensor) and value.is_floating_point() and _operator_name(item) in _UNINITIALISED:
+            return torch.full_like(value, torch.nan)  # whatever memory held: shows wherever it is not overwritten
         return value
 
     def _known(self, members: list[fx.Node]) -> None:
         """A module that knows its own constant becomes one node."""
-        path, kind = _module(members[-1])
+        path, kind = self._vouching(members[-1])
         sources = self._sources(members)
         left = [item for item in members[:-1] if any(user not in members for user in item.users)]
         if len(sources) != 1 or left:
@@ -376,6 +404,12 @@ class _Reader:
         result: Tensor = values[items[-1]]
         return result
 
+    def _vouching(self, item: fx.Node) -> tuple[str, str]:
+        """Path and class of the outermost module around an operation that knows its own constant."""
+        stack = [(_plain(path), kind) for path, kind in item.meta["nn_module_stack"].values()]
+        path, kind = next((path, kind) for path, kind in stack if _vouches(self.modules.get(path)))
+        return path, str(kind).rsplit(".", 1)[-1]
+
     def _inside_known_modules(self) -> dict[fx.Node, list[fx.Node]]:
         """Operations inside modules that know their own constant, each with all those of the same call."""
         calls: dict[str, list[fx.Node]] = {}
@@ -398,16 +432,41 @@ def _batch_norm(
     return (functional.batch_norm(x, mean, variance, weight, bias, momentum=momentum, eps=eps),)
 
 
-_INSTEAD: dict[str, Callable[..., Any]] = {"prelu": _prelu, "_native_batch_norm_legit_no_training": _batch_norm}
-"""Where torch's vmap fails (gradients of prelu), or is slow and says so."""
+def _same(x: Tensor) -> Tensor:
+    return x
 
-_OF_SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+
+_INSTEAD: dict[str, Callable[..., Any]] = {
+    "prelu": _prelu,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    **dict.fromkeys(("detach", "alias", "lift_fresh_copy"), _same),
+}
+"""Where torch's vmap fails (gradients of prelu), or is slow and says so; and where its derivative is not that of the values:
+a constant is a matter of the forward pass alone."""
+
+_RANDOM_IN_TRAINING = {
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"),
+    *("scaled_dot_product_attention", "rrelu"),
+}
+_UNINITIALISED = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
+_OF_SHAPE_ONLY = {
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "empty_like",
+    "new_empty",
+}
 """Operations that look at their input's shape, not at its values."""
 
 
 def _vouches(module: nn.Module | None) -> bool:
     """Whether a module knows its constant, and no hook changes what it does."""
-    return isinstance(module, HasLipschitz) and not (module._forward_hooks or module._forward_pre_hooks)
+    if not isinstance(module, HasLipschitz) or not callable(module.lipschitz_constant):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def _changes_its_input(item: fx.Node) -> bool:
@@ -417,6 +476,16 @@ def _changes_its_input(item: fx.Node) -> bool:
 def _operator_name(item: fx.Node) -> str:
     schema = getattr(item.target, "_schema", None)
     return str(item.target) if schema is None else str(schema.name).removeprefix("aten::")
+
+
+def _operands(item: fx.Node) -> tuple[str, ...]:
+    """The names that an operation's arguments have."""
+    schema = getattr(item.target, "_schema", None)
+    return (
+        tuple(f"argument {place + 1}" for place in range(len(item.args)))
+        if schema is None
+        else tuple(argument.name for argument in schema.arguments)
+    )
 
 
 def _module(item: fx.Node) -> tuple[str, str]:

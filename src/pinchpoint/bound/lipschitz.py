@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pinchpoint.bound.alignment import alignment
 from pinchpoint.bound.cost import network_seconds, step_seconds
 from pinchpoint.bound.ellipsoid import ellipsoid_bound
+from pinchpoint.bound.gate import certified, check_pairs
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
 from pinchpoint.bound.operations import Dense
@@ -172,7 +173,9 @@ def lipschitz(
         climb = climb and steps > 0
     risen = ascended(network, points, norm, directions=directions, steps=steps, seconds=left) if climb else 0.0
     lower = max(low, risen)
-    return Lipschitz(norm, lower, low, uppers[best], best, uppers, time.perf_counter() - start, ASSUMPTIONS)
+    upper = certified(uppers[best], f"the {norm} constant", at_least=lower)
+    finite = {name: value for name, value in uppers.items() if value < math.inf}
+    return Lipschitz(norm, lower, low, upper, best, finite, time.perf_counter() - start, ASSUMPTIONS)
 
 
 def margins(
@@ -211,6 +214,8 @@ def margins(
         upper = torch.minimum(upper, scaled_up(found, factor))
         known = uppers_by_method(features, other, "tightest", 0.0, 0)
         upper = torch.minimum(upper, scaled_up(dual_differences(head, other), times_up(min(known.values()), factor)))
+    certified(float(upper.max()), f"the {norm} constants of differences of logits")
+    check_pairs(network, upper, norm)
     return Margins(norm, upper, time.perf_counter() - start, ASSUMPTIONS)
 
 
@@ -308,7 +313,7 @@ def _margins_by_ellipsoid(
 def scaled_up(constants: Tensor, factor: float) -> Tensor:
     """Entrywise product, rounded up; a factor of infinity leaves zeros alone."""
     raised = (constants * factor).nextafter(torch.full_like(constants, torch.inf))
-    return torch.where(constants > 0, raised, 0.0)
+    return torch.where(constants == 0, 0.0, raised.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
 def equivalence_factor(network: Network) -> float:

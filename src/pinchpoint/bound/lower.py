@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,6 +206,28 @@ def quotient(network: Network, a: Float[Tensor, "1 *shape"], b: Float[Tensor, "1
         off += _rounding(network, largest)[-1][norm == "l2"]
     change = float(vector_norms((ends[1] - ends[0]).flatten(), _ORDER[norm]))
     return max(0.0, (change - off) / inflate(moved, a.numel() + ends[0].numel()))
+
+
+@torch.no_grad()
+def changes(
+    network: Network, points: Float[Tensor, "batch 1 *shape"], norm: Norm
+) -> Iterator[tuple[Tensor, float, float]]:
+    """Pairs of inputs along the steepest directions at some points: how each output changes, by how much rounding can be
+    to blame for that, and the distance of the two, raised by its own rounding.
+    """
+    with torch.enable_grad():
+        directions = _top_directions(network, points, norm, math.inf)
+    for point, direction in zip(points, directions, strict=True):
+        for size in (1e-3, 1.0):
+            ends, off = [], 0.0
+            for end in (point, point + size * direction):
+                largest, value = dict[Node, float](), end
+                for node, value in network.each(end):
+                    largest[node] = float(value.abs().max())
+                ends.append(value.flatten())
+                off += _rounding(network, largest)[-1][0]
+            moved = float(vector_norms((point + size * direction - point).flatten(), _ORDER[norm]))
+            yield ends[1] - ends[0], off, inflate(moved, point.numel())
 
 
 def _steepest(gradient: Tensor, before: Tensor, norm: Norm, dims: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -31,11 +32,25 @@ class HasLipschitz(Protocol):
         ...
 
 
+class _Varying:
+    """Stands in a call's arguments where a value depends on the network's input. There is one."""
+
+    def __repr__(self) -> str:
+        return "VARYING"
+
+
+VARYING = _Varying()
+
+
 @dataclass(frozen=True)
 class Call:
-    """One operation as it was traced: what depends on the input is None in ``args`` and ``kwargs``, ``reads`` times."""
+    """One operation as it was traced: what depends on the input is ``VARYING`` in ``args`` and ``kwargs``, ``reads`` times.
+
+    ``operands`` are the names that torch gives to its arguments, in their order.
+    """
 
     name: str
+    operands: tuple[str, ...]
     args: Any
     kwargs: Any
     part: Any
@@ -50,6 +65,15 @@ class Call:
         if len(self.args) > place:
             return self.args[place]
         return self.kwargs.get(name, default)
+
+    def varying(self) -> list[int | str]:
+        """Places and names of the arguments that depend on the input."""
+        named = (*enumerate(self.args), *self.kwargs.items())
+        return [place for place, value in named if _holds_varying(value)]
+
+
+def _holds_varying(value: Any) -> bool:
+    return value is VARYING or (isinstance(value, list | tuple) and any(map(_holds_varying, value)))
 
 
 @dataclass(frozen=True)
@@ -150,8 +174,34 @@ def understand(call: Call) -> Operation:
         return Unbounded(call.name, "its values are not real numbers")
     if call.dtype != torch.float64:
         return Unbounded(call.name, f"it rounds to {str(call.dtype).removeprefix('torch.')}")
-    if call.reads > 1 and call.name in _RULES.keys() | _REGULAR and call.name not in _COMBINING:
+    if call.name not in _RULES.keys() | _REGULAR:
+        return Unbounded(call.name, _REASONS.get(call.name, "no constant is known for it"))
+    if call.reads > 1 and call.name not in _COMBINING:
         return Unbounded(call.name, "it combines several values")
+    allowed = _MAY_VARY.get(call.name, {0})
+    if others := [place for place in call.varying() if place not in allowed]:
+        operand = call.operands[others[0]] if isinstance(others[0], int) else others[0]
+        return Unbounded(call.name, f"its {operand} depends on the input")
+    operation = _by_name(call)
+    if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in _numbers(operation)):
+        return Unbounded(call.name, "its numbers are not finite")
+    return operation
+
+
+def _numbers(operation: Operation) -> tuple[float | Tensor, ...]:
+    """What an operation multiplies by."""
+    if isinstance(operation, Dense):
+        return (operation.weight,)
+    if isinstance(operation, Conv):
+        return (operation.operator.weight,)
+    if isinstance(operation, Scale):
+        return (operation.factor,)
+    if isinstance(operation, Slope):
+        return operation.low, operation.high
+    return operation.weights if isinstance(operation, Sum) else ()
+
+
+def _by_name(call: Call) -> Operation:
     if call.name in _POSITIVE:
         return Positive(_POSITIVE[call.name])
     if call.name in _SLOPES:
@@ -159,10 +209,7 @@ def understand(call: Call) -> Operation:
             return Unbounded(call.name, "it repeats its input")
         low, high = _SLOPES[call.name]
         return Slope(low, high, _STRAIGHT.get(call.name))
-    rule = _RULES.get(call.name)
-    if rule is None:
-        return Unbounded(call.name, _REASONS.get(call.name, "no constant is known for it"))
-    return rule(call)
+    return _RULES[call.name](call)
 
 
 def _slope_of_gelu(call: Call) -> Operation:
@@ -177,10 +224,7 @@ def _leaky(call: Call) -> Operation:
 
 
 def _prelu(call: Call) -> Operation:
-    weight = call.args[1]
-    if weight is None:
-        return Unbounded(call.name, "its slope depends on the input")
-    dims = len(call.shape)
+    weight, dims = call.args[1], len(call.shape)
     shaped = weight.reshape(1, -1, *(1,) * (dims - 2)) if dims > 1 else weight
     return Slope(shaped.clamp(max=1.0), shaped.clamp(min=1.0), (shaped, 1.0))
 
@@ -199,9 +243,16 @@ def _celu(call: Call) -> Operation:
 
 
 def _softplus(call: Call) -> Operation:
-    # above the threshold torch takes the identity: a jump of exp(-threshold) / beta, which from 20 on counts as rounding
+    # above the threshold torch takes the identity: a jump of log(1 + exp(-threshold)) / beta at threshold / beta, which is
+    # no jump only where float64 rounds it away (from 34 on)
     threshold = float(call.option(2, "threshold", 20))
-    return Slope(0.0, 1.0) if threshold >= 20 else Unbounded(call.name, f"its threshold of {threshold:g} makes it jump")
+    if threshold + math.log1p(math.exp(-min(abs(threshold), 700.0))) == threshold > 0.0:
+        return Slope(0.0, 1.0)
+    return Unbounded(
+        call.name,
+        f"its threshold of {threshold:g} makes it jump by {math.exp(-abs(threshold)):.1g}; threshold=40 is the same "
+        "function in float32, without a jump",
+    )
 
 
 def _threshold(call: Call) -> Operation:
@@ -210,7 +261,7 @@ def _threshold(call: Call) -> Operation:
 
 
 def _maximum(call: Call) -> Operation:
-    if len(call.shapes) == 1 and call.shape == call.shapes[0] and any(part is not None for part in call.args[:2]):
+    if len(call.shapes) == 1 and call.shape == call.shapes[0] and len(call.varying()) == 1:
         return Slope(0.0, 1.0)
     return Unbounded(call.name, "it compares values that both depend on the input")
 
@@ -220,32 +271,41 @@ def _dropout(call: Call) -> Operation:
 
 
 def _linear(call: Call) -> Operation:
-    if call.args[0] is not None:
-        return Unbounded(call.name, "its weight depends on the input")
     return Dense(call.args[1].reshape(-1, call.args[1].shape[-1]))
 
 
 def _matmul(call: Call) -> Operation:
     first, second = call.args[0], call.args[1]
-    if first is None and isinstance(second, Tensor) and second.ndim == 2:
+    if first is VARYING and isinstance(second, Tensor) and second.ndim == 2:
         return Dense(second.T)
     if call.reads == 1:
         return Unbounded(call.name, "it is no fully connected layer along the last dimension")
     return Unbounded(call.name, "a product of two values that depend on the input is not globally Lipschitz")
 
 
+def _einsum(call: Call) -> Operation:
+    if call.reads > 1:
+        return Unbounded(call.name, "a product of two values that depend on the input is not globally Lipschitz")
+    terms, _, result = str(call.args[0]).replace(" ", "").partition("->")
+    places = [place for place, operand in enumerate(call.args[1]) if operand is VARYING]
+    letters = terms.split(",")
+    if len(letters) == 2 and len(places) == 1:
+        value, weight = letters[places[0]], letters[1 - places[0]]
+        matrix = call.args[1][1 - places[0]]
+        for summed, kept in permutations(weight) if len(weight) == 2 else ():
+            # x[..., i] and w[i, j] or w[j, i] give y[..., j]: a fully connected layer along the last dimension
+            if value == f"{value[:-1]}{summed}" and result == f"{value[:-1]}{kept}" and kept not in value:
+                return Dense(matrix.T if weight[0] == summed else matrix)
+    return Unbounded(call.name, "it is no fully connected layer along the last dimension")
+
+
 def _addmm(call: Call) -> Operation:
-    _, first, second = call.args[:3]
-    if first is not None:
-        return Unbounded(call.name, "its weight depends on the input")
-    return Dense(second.T * float(call.kwargs.get("alpha", 1)))
+    return Dense(call.args[2].T * float(call.kwargs.get("alpha", 1)))
 
 
 def _conv(call: Call) -> Operation:
     transposed = "transpose" in call.name
     weight = call.args[1]
-    if call.args[0] is not None:
-        return Unbounded(call.name, "its weight depends on the input")
     dims = weight.ndim - 2
 
     def sizes(value: Any) -> tuple[int, ...]:
@@ -295,27 +355,29 @@ def _add(call: Call) -> Operation:
     sign = -1.0 if call.name == "sub" else 1.0
     alpha = sign * float(call.kwargs.get("alpha", 1))
     first, second = call.args[0], call.args[1]
-    if first is None and second is None:
+    if first is VARYING and second is VARYING:
         if len(call.shapes) == 1:
             return Scale(torch.tensor(1.0 + alpha, dtype=torch.float64))
         if any(shape != call.shape for shape in call.shapes):
             return Unbounded(call.name, "it adds values of different shapes")
         return Sum((1.0, alpha))
     if call.shape != call.shapes[0]:
-        return Positive() if first is None or alpha >= 0 else Unbounded(call.name, "it repeats its input")
-    return Scale(torch.tensor(1.0 if first is None else alpha, dtype=torch.float64))
+        return Positive() if first is VARYING or alpha >= 0 else Unbounded(call.name, "it repeats its input")
+    return Scale(torch.tensor(1.0 if first is VARYING else alpha, dtype=torch.float64))
 
 
 def _reversed_sub(call: Call) -> Operation:
     if call.shape != call.shapes[0]:
         return Unbounded(call.name, "it repeats its input")
-    sign = -1.0 if call.args[0] is None else 1.0
+    if len(call.varying()) == 2:
+        return Unbounded(call.name, "it combines several values")
+    sign = -1.0 if call.args[0] is VARYING else 1.0
     return Scale(torch.tensor(sign * float(call.option(2, "alpha", 1) if sign < 0 else 1), dtype=torch.float64))
 
 
 def _multiply(call: Call) -> Operation:
-    constant = call.args[1] if call.args[0] is None else call.args[0]
-    if constant is None:
+    constant = call.args[1] if call.args[0] is VARYING else call.args[0]
+    if constant is VARYING:
         return Unbounded(call.name, "a product of two values that depend on the input is not globally Lipschitz")
     if call.shape != call.shapes[0]:
         return Unbounded(call.name, "it repeats its input")
@@ -323,7 +385,7 @@ def _multiply(call: Call) -> Operation:
 
 
 def _divide(call: Call) -> Operation:
-    if call.args[1] is None or call.kwargs.get("rounding_mode") is not None:
+    if call.args[1] is VARYING or call.kwargs.get("rounding_mode") is not None:
         return Unbounded(call.name, "a quotient is not globally Lipschitz")
     if call.shape != call.shapes[0]:
         return Unbounded(call.name, "it repeats its input")
@@ -337,7 +399,7 @@ def _negate(call: Call) -> Operation:
 def _join(call: Call) -> Operation:
     if len(call.shapes) == 1:
         return Positive()
-    if sum(part is None for part in call.args[0]) != len(call.shapes):
+    if sum(part is VARYING for part in call.args[0]) != len(call.shapes):
         return Unbounded(call.name, "it holds one value twice")
     return Join()
 
@@ -366,6 +428,8 @@ def _normalize(sizes: int, weight: Tensor | None, eps: float, name: str) -> Oper
     if eps <= 0:
         return Unbounded(name, "with eps = 0 it is not globally Lipschitz")
     top = 1.0 if weight is None else float(weight.abs().max())
+    if not math.isfinite(top):
+        return Unbounded(name, "its numbers are not finite")
 
     def constant(norm: Norm) -> float:
         # J = diag(gamma) (I - 11'/n) (I - zz'/n) / sqrt(var + eps): a product of projections, over at least sqrt(eps)
@@ -385,15 +449,24 @@ def _group_norm(call: Call) -> Operation:
     return _normalize(size, call.option(2, "weight", None), float(call.option(4, "eps", 1e-5)), call.name)
 
 
+def _log_softmax(call: Call) -> Operation:
+    # J = I - 1 p' is a projection along the ones: its rows sum to 2 (1 - p_i), its l2 norm is sqrt(n) ||p||_2
+    classes = call.shape[int(call.args[1])]
+
+    def constant(norm: Norm) -> float:
+        if classes == 1:
+            return 0.0
+        return 2.0 if norm == "linf" else inflate(math.sqrt(classes), 1)
+
+    return Known(constant)
+
+
 def _softmax(call: Call) -> Operation:
     return Known(lambda norm: 0.5)  # J = diag(p) - pp': rows sum to 2 p (1 - p) <= 1/2 in absolute value
 
 
 def _index(call: Call) -> Operation:
-    picked = call.args[1]
-    if call.args[0] is None and not any(part is None for part in picked if len(call.shapes) > 1):
-        return Positive()
-    return Unbounded(call.name, "what it picks depends on the input")
+    return Positive()
 
 
 # names are those of ATen operations
@@ -441,6 +514,7 @@ _RULES: dict[str, Callable[[Call], Operation]] = {
     "matmul": _matmul,
     "mm": _matmul,
     "addmm": _addmm,
+    "einsum": _einsum,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv),
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
@@ -458,14 +532,20 @@ _RULES: dict[str, Callable[[Call], Operation]] = {
     "group_norm": _group_norm,
     "softmax": _softmax,
     "_softmax": _softmax,
+    **dict.fromkeys(("log_softmax", "_log_softmax"), _log_softmax),
     "index": _index,
 }
 _REGULAR = _POSITIVE.keys() | _SLOPES.keys()
-_COMBINING = {"add", "sub", "mul", "div", "matmul", "mm", "maximum", "minimum", "cat", "stack", "index"}
+_COMBINING = {"add", "sub", "mul", "div", "matmul", "mm", "maximum", "minimum", "cat", "stack", "einsum"}
+_MAY_VARY: dict[str, set[int | str]] = {
+    **{name: {0, 1} for name in ("add", "sub", "rsub", "mul", "div", "matmul", "mm", "maximum", "minimum")},
+    "addmm": {1},
+    "einsum": {1},
+}
+"""Arguments that may depend on the input, where it is not the first alone: the rules take all others to be constants."""
 _REASONS = {
     "scaled_dot_product_attention": "dot-product attention is not globally Lipschitz",
     "bmm": "a product of two values that depend on the input is not globally Lipschitz",
     "pow": "a power is not globally Lipschitz",
     "_native_batch_norm_legit": "it normalises by the statistics of its batch",
-    "einsum": "a product of two values that depend on the input is not globally Lipschitz",
 }

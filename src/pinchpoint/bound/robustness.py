@@ -37,7 +37,8 @@ def dual_differences(head: Float[Tensor, "classes d"], norm: Norm) -> Float[Tens
     norms = _distances(scaled, 1.0 if norm == "linf" else 2.0) * inflate(1.0, head.shape[1]) + _VANISHED
     norms = norms / halves[0] / halves[1]
     norms = torch.nextafter(norms, torch.full_like(norms, torch.inf))
-    return torch.where(_distances(head, torch.inf) > 0, norms, 0.0)
+    # NaN and infinity are never zero
+    return torch.where(_distances(head, torch.inf) == 0, 0.0, norms.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
 _VANISHED = 1e-150
@@ -127,7 +128,8 @@ def certified_radii(
     _check_lipschitz(lipschitz)
     norms = dual_differences(head, norm)
     # a product that underflows is still no zero
-    change = torch.where((norms > 0) & (lipschitz > 0), (lipschitz * norms).clamp_min(5e-324), 0.0)
+    zero = (norms == 0) | torch.tensor(lipschitz == 0)
+    change = torch.where(zero, 0.0, (lipschitz * norms).clamp_min(5e-324))
     return radii_from_margins(logits, labels, change)
 
 
@@ -152,12 +154,16 @@ def radii_from_margins(
             "there must be one label a sample", f"{len(labels)} for {len(logits)} samples", "check the labels"
         )
     logits, labels = logits.detach().double(), labels.long()
-    change = constants.to(logits.device, torch.float64)[labels]
+    if bool((constants < 0).any()):
+        raise ModelError("Lipschitz constants are zero or more", float(constants.min()), "take those of bound.margins")
+    change = constants.to(logits.device, torch.float64)[labels].nan_to_num(nan=torch.inf, posinf=torch.inf)
     margins = logits.gather(1, labels[:, None]) - logits
     other = torch.arange(logits.shape[1], device=logits.device)[None] != labels[:, None]
     ratios = torch.where(change > 0, margins / change, torch.where(margins > 0, torch.inf, 0.0))
+    # of logits that are not finite nothing is certain
+    ratios = torch.where(torch.isfinite(logits).all(dim=1, keepdim=True), ratios, 0.0)
     radii = torch.where(other, ratios, torch.inf).amin(dim=1)
-    return radii.clamp_min(0.0)
+    return radii.nan_to_num(nan=0.0, posinf=torch.inf).clamp_min(0.0)
 
 
 def certified_accuracy(radii: Float[Tensor, "batch"], eps: float) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pinchpoint.bound.alignment import Alignment, alignment
 from pinchpoint.bound.cost import LARGEST_STATE, STEP, alignment_seconds, ellipsoid_seconds, structure_seconds
+from pinchpoint.bound.gate import certified, check_pairs
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.layerwise import has_weights, layer_bounds
 from pinchpoint.bound.lipschitz import (
@@ -36,6 +37,7 @@ from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.bound.runs import LARGEST_MATRIX, Run
 from pinchpoint.bound.states import stretches
 from pinchpoint.errors import ModelError
+from pinchpoint.measure.forward import check_forward, own_dtype
 from pinchpoint.measure.spectrum import check_norm, times_up
 from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import (
@@ -102,6 +104,8 @@ def sheet(
         find_norms(parts, norm)
     say("Theorem 3.1 of every layer")
     layers = [layer_bounds(run, wanted, k) for run in _runs(parts) if has_weights(run)]
+    if network.unbounded():  # what is certified was compared with the model when it was traced
+        check_forward(model, points.reshape(-1, *points.shape[2:]).to(own_dtype(model)))
     unbounded = [_named(node.name, node.kind, node.operation) for node in network.unbounded()]
     end = time.perf_counter() + budget_s
     networks: list[NetworkBounds] = []
@@ -196,6 +200,8 @@ class _Whole:
         self.share.say(f"{norm}: lower bounds")
         seen = empirical(self.network, points, norm, seconds=self.share.left() / 4)
         low, best = self._lower(points, seen.a, seen.b)
+        if method is not None:
+            certified(known[method], f"the {norm} constant", at_least=best)
         return NetworkBounds(
             norm=norm,
             lower=best,
@@ -318,7 +324,11 @@ class _Whole:
             if norm == "linf":
                 other = times_up(equivalence_factor(self.network), propagate(items_of(features), "l2"))
                 upper = torch.minimum(upper, scaled_up(dual_differences(head, "l2"), other))
+        check_pairs(self.network, upper, norm)
         off = upper[~torch.eye(len(upper), dtype=torch.bool)].tolist()
+        if off and not max(off) < math.inf:
+            self.reasons |= dict.fromkeys(("margin_largest", "margin_median"), _TOO_LARGE)
+            return None, None
         if not off:
             self.reasons |= dict.fromkeys(("margin_largest", "margin_median"), "there is one logit only")
             return None, None
@@ -343,6 +353,7 @@ class _Whole:
 
 
 _FITS_NOT = f"no stretch with an activation fits: states of {LARGEST_STATE} entries, layers that fit as matrices"
+_TOO_LARGE = "larger than float64 can say"
 _ASCENT = 8.0
 """Ascent from a point takes at least so many times what sampling there takes."""
 
@@ -352,5 +363,5 @@ def _upper(method: str, value: float | None, reason: str | None = None, otherwis
     if value is None and reason is None:
         value = otherwise
     if value is not None and math.isinf(value):
-        value, reason = None, "larger than float64 can say"
+        value, reason = None, _TOO_LARGE
     return UpperBound(method=method, value=value, reason=reason)

@@ -135,7 +135,8 @@ def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, 
         )
     columns = [matrix.entries.T.reshape(-1, *shape) for matrix, shape in zip(before, shapes, strict=True)]
     constant = node.run(*(torch.zeros_like(column[0]) for column in columns))  # what does not depend on the input
-    joined: Tensor = torch.func.vmap(node.run)(*columns) - constant
+    joined: Tensor = torch.func.vmap(node.run)(*columns)
+    joined = torch.where(joined == constant, 0.0, joined - constant)  # an infinite constant is none of the input's
     return Matrix(joined.flatten(1).T, sum(matrix.error for matrix in before))
 
 

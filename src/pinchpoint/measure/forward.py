@@ -9,8 +9,10 @@ companions, in another order and in a larger batch, in float64 where the model r
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -131,7 +133,7 @@ def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
         raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
     try:
         copied = float64_copy(model)
-        copied(x.to(torch.float64, copy=True))
+        copied(x[:1].to(torch.float64, copy=True))
     except Exception:  # whatever a foreign module raises: it does not run in float64, and is asked as it is
         pass
     else:
@@ -146,48 +148,100 @@ def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     own.train(before)
 
 
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's first real weight or buffer; torch's default where it has none.
+
+    >>> own_dtype(nn.Linear(2, 2).bfloat16())
+    torch.bfloat16
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
+
+
+def apart(answers: Tensor, reference: Tensor) -> float:
+    """The largest difference between two answers; infinities and NaN that agree are none.
+
+    >>> apart(torch.tensor([1.0, torch.inf]), torch.tensor([1.5, torch.inf]))
+    0.5
+    """
+    difference = (answers.double() - reference.double()).abs()
+    same = (answers == reference) | (answers.isnan() & reference.isnan())
+    return float(torch.where(same, 0.0, difference).nan_to_num(nan=torch.inf).max()) if answers.numel() else 0.0
+
+
+def tolerance(dtype: torch.dtype, answers: Tensor) -> float:
+    """How far answers that were summed in another order may be apart in a dtype, where no network enlarges it."""
+    finite = answers[torch.isfinite(answers)]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return _RELATIVE.get(dtype, _HALF_PRECISION) * largest
+
+
+def enlarged_rounding(answer: Callable[[Tensor], Tensor], x: Tensor, answers: Tensor, dtype: torch.dtype) -> float:
+    """What a network may make of rounding: how far answers move when the last digit that a dtype has of the input does.
+
+    Args:
+        answer: gives the answers to a batch.
+        x: the batch.
+        answers: what it gave.
+        dtype: whose last digit.
+    """
+    signs = torch.ones_like(x).flatten(1)
+    signs[:, ::2] = -1.0  # up and down in turn
+    nudged = x + torch.finfo(dtype).eps * signs.reshape(x.shape) * x.abs().clamp_min(1e-3)
+    change = (answer(nudged).double() - answers.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
+    return _NUDGES * float(change.max())
+
+
 def _compared(model: nn.Module, x: Tensor) -> Disagreement | None:
-    """Each sample alone, and then in every other arrangement."""
-    count = len(x)
-    whole = model(x.clone())
-    if not isinstance(whole, Tensor) or whole.ndim == 0 or len(whole) != count or not whole.is_floating_point():
-        return None
+    """Each sample alone, and then in every other arrangement that the model takes."""
     alone = _alone(model, x)
-    if alone.shape != (count, whole[0].numel()):
+    if alone is None:
         return None
-    tolerance = _tolerance(alone)
-    nudged: Tensor | None = None
-    for arrangement, rows in _arrangements(count, x[0].numel() <= _SMALL_INPUT):
-        answers = _alone(model, x) if arrangement == _AGAIN else model(x[rows].clone()).reshape(len(rows), -1)
-        apart = (answers.double() - alone[rows].double()).abs()
-        # infinities and NaN that agree are no difference
-        apart = torch.where((answers == alone[rows]) | (answers.isnan() & alone[rows].isnan()), 0.0, apart)
-        difference = float(apart.nan_to_num(nan=torch.inf).max()) if apart.numel() else 0.0
-        if difference <= (_SAME * tolerance if arrangement == _AGAIN else tolerance):
+    allowed, enlarged = tolerance(alone.dtype, alone), False
+    for arrangement, rows in _arrangements(len(x), x[0].numel() <= _SMALL_INPUT):
+        again = arrangement == _AGAIN
+        answers = _alone(model, x) if again else _together(model, x[rows])
+        if answers is None or answers.shape != (len(rows), alone.shape[1]):
             continue
-        if arrangement == _AGAIN:  # the same calculation: no rounding can tell the two apart
-            return Disagreement(arrangement, difference, float(alone.abs().max()))
-        # rounding that a network enlarges: what a change in the last digit of the input does
-        if nudged is None:
-            nudged = _alone(model, _nudge(x))
-            change = (nudged.double() - alone.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
-            tolerance = max(tolerance, _NUDGES * float(change.max()))
-        if difference > tolerance:
+        difference = apart(answers, alone[rows])
+        if difference > allowed and not (again or enlarged):
+            allowed, enlarged = max(allowed, enlarged_rounding(partial(_alone_or_nan, model), x, alone, x.dtype)), True
+        # the same calculation twice: no rounding can tell the two apart
+        if difference > (_SAME * allowed if again else allowed):
             return Disagreement(arrangement, difference, float(alone.abs().max()))
     return None
 
 
-def _alone(model: nn.Module, x: Tensor) -> Tensor:
+def _together(model: nn.Module, x: Tensor) -> Tensor | None:
+    """Answers to a batch, a row each; None of a model that does not take it, and so lets no sample have companions."""
     try:
-        return torch.cat([model(row[None].clone()).reshape(1, -1) for row in x])
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        answers = model(x.clone())
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+        return None
+    return answers.reshape(len(answers), -1) if isinstance(answers, Tensor) and answers.ndim else None
+
+
+def _alone(model: nn.Module, x: Tensor) -> Tensor | None:
+    """Answers to each sample by itself, a row each; None where they are no tensors of real numbers."""
+    try:
+        answers = [model(row[None].clone()) for row in x]
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError | ModelError):
             raise
         raise ModelError(
             "a model must take one sample alone",
             f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
-            "take what is computed over the batch out of its forward pass",
+            "match dtype and size, and take what is computed over the batch out of its forward pass",
         ) from error
+    if not all(isinstance(answer, Tensor) and answer.is_floating_point() and answer.numel() for answer in answers):
+        return None
+    sizes = {answer.numel() for answer in answers}
+    return torch.cat([answer.reshape(1, -1) for answer in answers]) if len(sizes) == 1 else None
+
+
+def _alone_or_nan(model: nn.Module, x: Tensor) -> Tensor:
+    answers = _alone(model, x)
+    return x.new_full((len(x), 1), torch.nan) if answers is None else answers
 
 
 def _arrangements(count: int, small: bool) -> Iterator[tuple[str, list[int]]]:
@@ -202,16 +256,3 @@ def _arrangements(count: int, small: bool) -> Iterator[tuple[str, list[int]]]:
         yield "when a batch is in another order", order[::-1]
     larger = 65 if small else 5
     yield "in a larger batch", [row % count for row in range(larger)]
-
-
-def _tolerance(answers: Tensor) -> float:
-    finite = answers[torch.isfinite(answers)]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return _RELATIVE.get(answers.dtype, _HALF_PRECISION) * largest
-
-
-def _nudge(x: Tensor) -> Tensor:
-    """Inputs changed in their last digit, up and down in turn."""
-    signs = torch.ones_like(x).flatten(1)
-    signs[:, ::2] = -1.0
-    return x + torch.finfo(x.dtype).eps * signs.reshape(x.shape) * x.abs().clamp_min(1e-3)

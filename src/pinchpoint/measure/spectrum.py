@@ -7,6 +7,7 @@ Exact norms of a dense h x d matrix: ||W||_inf is the largest l1 norm of a row, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -202,20 +203,50 @@ def inflate(value: float, terms: int) -> float:
 
     A sum of n terms is off by less than n eps; LAPACK's singular values by p(h, d) eps sigma_1 with p of the order of
     h + d (LAPACK Users' Guide, section 4.9). Eight times that leaves room. Where numbers are so small that only absolute
-    rounding is left, the next larger one is taken; zero stays zero.
+    rounding is left, the next larger one is taken; zero stays zero, and NaN, of which nothing is known, gives infinity.
     """
+    if math.isnan(value):
+        return math.inf
     return math.nextafter(value * (1.0 + 8.0 * terms * EPS64), math.inf) if value > 0 else value
 
 
 def times_up(*factors: float) -> float:
     """Product of numbers >= 0 that is never below the exact one: zero only where a factor is zero, never inf * 0.
 
-    >>> times_up(1e-200, 1e-200) > 0, times_up(1e200, 1e200, 0.0)
-    (True, 0.0)
+    What is too large or too small on the way is carried in an exponent of its own; NaN among the factors gives infinity.
+
+    >>> times_up(1e-200, 1e-200) > 0, times_up(1e200, 1e200, 0.0), times_up(1e-200, 1e200, 1e200) < 1e201
+    (True, 0.0, True)
     """
+    if any(math.isnan(factor) for factor in factors):
+        return math.inf
     if 0.0 in factors:
         return 0.0
-    product = 1.0
+    product, exponent = 1.0, 0
     for factor in factors:
-        product = math.nextafter(product * factor, math.inf)
-    return product
+        product, shift = math.frexp(math.nextafter(product * math.frexp(factor)[0], math.inf))
+        exponent += shift + (math.frexp(factor)[1] if factor < math.inf else 0)
+    return power_up(product, exponent)
+
+
+def power_up(value: float, exponent: int) -> float:
+    """value * 2**exponent for a value >= 0, rounded up where it is no number of float64.
+
+    >>> power_up(1.0, -2000) > 0, power_up(1.0, 2000), power_up(0.0, 2000), power_up(3.0, 1)
+    (True, inf, 0.0, 6.0)
+    """
+    try:
+        product = math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
+    return product if product >= sys.float_info.min or value == 0.0 else math.nextafter(product, math.inf)
+
+
+def shifted(values: Float[Tensor, "*shape"], exponent: int) -> Float[Tensor, "*shape"]:
+    """values * 2**exponent, which is exact but for numbers that become too large or too small for float64.
+
+    >>> shifted(torch.tensor([1e-300], dtype=torch.float64), 1000).item() == 1e-300 * 2.0**1000
+    True
+    """
+    half = exponent // 2  # 2**exponent itself may be no number
+    return values * 2.0**half * 2.0 ** (exponent - half)
