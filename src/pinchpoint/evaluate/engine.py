@@ -71,9 +71,11 @@ def robust_accuracy(
             Of attacks it knows names and parameters, not their code.
 
     Raises:
-        DataError, ModelError: for inputs no attack can take; a model that fails on a batch: with its rows; one whose answers
-            depend on the batch, on chance or on earlier calls (``pinchpoint.OneAtATime`` judges the first of these).
+        DataError, ModelError: for inputs no attack can take; a model that fails on a batch: with its rows.
         CheckpointError: for a state that belongs to another evaluation, or is no state.
+
+    Warns:
+        PinchpointWarning: where the model's answers depend on the batch, on chance or on earlier calls (``one_answer``).
 
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.eye(2))

@@ -44,7 +44,10 @@ def accuracy(model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, 
 
     Raises:
         DataError: for inputs and labels that make no sense.
-        ModelError: for a model that fails, or whose answers depend on the batch, on chance or on earlier calls.
+        ModelError: for a model that fails.
+
+    Warns:
+        PinchpointWarning: where its answers depend on the batch, on chance or on earlier calls (``one_answer``).
     """
     x, y = check_samples(x, y)
     with one_answer(model, x):

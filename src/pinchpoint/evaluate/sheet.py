@@ -151,11 +151,11 @@ def attack_sheet(
     if out is not None:
         with writable(out):
             pass
-    with one_answer(model, x):
+    with one_answer(model, x, warn=False) as doubt:
         logits = logits_of(model, x, plan.batch_size)
         check_logits(logits, y, len(x))
         clean = ~misclassified(logits, y)
-        doubts = _doubts(y, clean, logits.shape[1])
+        doubts = [*([] if doubt is None else [doubt]), *_doubts(y, clean, logits.shape[1])]
         return AttackSheet(
             attack=plan.attack,
             steps=plan.effort,

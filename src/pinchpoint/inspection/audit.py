@@ -82,7 +82,8 @@ def audit(
     for left, source in zip(range(len(sources), 0, -1), sources, strict=True):
         clock = Clock(None if budget is None else max(spent.left / left, 1.0), told)
         work = Work(source, content, x, y, tuple(asked), effort, clock, seed)
-        with eval_mode(source.model.to(place)), one_answer(source.model, x):
+        with eval_mode(source.model.to(place)), one_answer(source.model, x, warn=False) as doubt:
+            work.warnings += [] if doubt is None else [doubt]
             work.do(trial=try_advice and not reports)
         reports.append(drawn_up(work, command or _command(sources, content, asked, samples, seed), budget))
         works.append(work)
@@ -133,7 +134,7 @@ def _loaded(data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor], samples
 def _opened(model: str | Path | Source | nn.Module, data: AnyDataset) -> Source:
     if isinstance(model, nn.Module):
         with torch.no_grad(), eval_mode(model):
-            x = data.test.tensors(1)[0].to(next((one.device for one in model.parameters()), torch.device("cpu")))
+            x = data.test.tensors(2)[0].to(next((one.device for one in model.parameters()), torch.device("cpu")))
             classes = answer(model, x).shape[1]
         notes = ("a module is taken to expect pixels in [0, 1]",)
         source = Source(type(model).__name__, model, data.input_shape, classes, notes, normalisation="none")
