@@ -50,6 +50,19 @@ def answer(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, 
     return as_logits(logits, len(x))
 
 
+def check_module(model: nn.Module) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        ModelError: for that.
+
+    >>> check_module(nn.Linear(2, 2))
+    """
+    if not isinstance(model, nn.Module):
+        seen = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ModelError("a model must be a torch.nn.Module", seen, "give an instance of one, or wrap it in one")
+
+
 def as_logits(logits: object, samples: int) -> Float[Tensor, "batch classes"]:
     """What a model returned, as a matrix of logits.
 

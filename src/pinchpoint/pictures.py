@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack import Threat
-from pinchpoint.attack.gradient import at_once, eval_mode
-from pinchpoint.attack.samples import check_labels, check_points
+from pinchpoint.attack.gradient import at_once, eval_mode, input_gradient
+from pinchpoint.attack.samples import check_labels, check_points, check_threats
 from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
@@ -69,6 +69,7 @@ def pictures(
     >>> [plane.space for plane in found.planes], len(found.pca.clean)
     (['input', 'representation'], 5)
     """
+    check_threats([threat])
     x, x_adv = check_pairs(x, x_adv)
     y = check_labels(y, x)
     moved = (x_adv != x).flatten(1).any(1)
@@ -194,6 +195,9 @@ def dominant_direction(model: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Te
     [0.0, 1.0, 0.0]
     """
     (x,) = check_points(_one(x))
+    check_module(model)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
     copied = float64_copy(model).to(x.device).eval()
     point = x.detach().double()[None]
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +214,7 @@ def dominant_direction(model: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Te
             rows = torch.cat([rows, row / row.norm()])
             moved = (point + rows[-1].reshape(point.shape)).requires_grad_(True)
             image = _first_output(copied, moved)
-            row = torch.autograd.grad((image * (image.detach() - base)).sum(), moved)[0].reshape(1, -1)
+            row = input_gradient(model, moved, (image * (image.detach() - base)).flatten(1).sum(1)).reshape(1, -1)
             pulled = torch.cat([pulled, row])
             if step % _CHECK == 0 and _settled(rows, pulled):
                 break
@@ -355,6 +359,7 @@ def _first_output(model: nn.Module, x: Tensor) -> Tensor:
 
 def _represented(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     """The head, what it is given and what it gives, which is what the model gives."""
+    check_module(model)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -102,7 +102,7 @@ def test_without_a_box_any_finite_input_will_do():
 def test_a_threat_is_no_text():
     with refused(
         ThreatError,
-        'a threat must be a pinchpoint.Threat, but got linf:0.1; write for example Threat("linf", 8 / 255).',
+        """a threat must be a pinchpoint.Threat, but got 'linf:0.1'; write for example Threat("linf", 8 / 255).""",
     ):
         check_points(X, "linf:0.1")
 

@@ -7,12 +7,14 @@ the l1 norm, and batches, which a sample leaves as soon as it is misclassified.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.answers import answer
-from pinchpoint.attack.gradient import attacking, checked_logits, fooled, input_gradient
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, input_gradient, objective_of
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import targeted_margin
 from pinchpoint.attack.pgd import check_steps
@@ -101,7 +103,7 @@ def _nearest_boundary(model: nn.Module, x: Tensor, y: Tensor, targets: Tensor, t
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = answer(model, x)
-        margins = [targeted_margin(logits, y, target).to(x.dtype) for target in targets.T]
+        margins = [objective_of(partial(targeted_margin, target=one), logits, y).to(x.dtype) for one in targets.T]
     hidden = _ROUNDING * torch.finfo(x.dtype).eps * logits.detach().abs().amax(1).to(x.dtype)
     gap, normal, nearest = torch.zeros_like(hidden), torch.zeros_like(x), torch.full_like(hidden, torch.inf)
     for place, values in enumerate(margins):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, said
+from pinchpoint.answers import answer, check_module, said
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.samples import check_logits
 from pinchpoint.errors import ModelError, PinchpointError
@@ -66,8 +66,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     Raises:
         ModelError: for what is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError("a model must be a torch.nn.Module", f"a {type(model).__name__}", "wrap it in one")
+    check_module(model)
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -104,8 +103,29 @@ def value_and_gradient(
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = answer(model, x)
-        values = objective(logits, y)
+        values = objective_of(objective, logits, y)
         return values.detach().to(x.dtype), input_gradient(model, x, values), logits.detach()
+
+
+def objective_of(
+    objective: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """The objective's value for each sample.
+
+    Raises:
+        ModelError: where it has none, as of a model that returns fewer logits for some batches than for others.
+    """
+    try:
+        values = objective(logits, y)
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            "an objective must give a value for each sample",
+            f"{said(error)}, of logits of shape {tuple(logits.shape)}",
+            "let the model return as many logits for every batch",
+        ) from error
+    return values
 
 
 def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], *, again: bool = False) -> Tensor:
@@ -143,4 +163,4 @@ def value(
     """Objective per sample, in x's dtype, and logits, without a gradient."""
     with torch.no_grad():
         logits = answer(model, x)
-        return objective(logits, y).to(x.dtype), logits
+        return objective_of(objective, logits, y).to(x.dtype), logits

@@ -58,8 +58,8 @@ def pgd(
     1
     """
     check_steps(steps, restarts)
-    size = 2.5 * threat.eps / steps if step_size is None else step_size
     x, y = check_samples(x, y, threat)
+    size = 2.5 * threat.eps / steps if step_size is None else step_size
     with attacking(model, seed, x.device):
         logits = checked_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def check_samples(
-    x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], threat: Threat | None = None
+    x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], *threats: Threat
 ) -> tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
     """Inputs and labels as every attack takes them (``check_points``, ``check_labels``).
 
@@ -24,23 +25,22 @@ def check_samples(
     >>> y
     tensor([0, 1, 1])
     """
-    x = check_points(x, threat)
+    x = check_points(x, *threats)
     return x, check_labels(y, x)
 
 
-def check_points(x: Tensor, threat: Threat | None = None) -> Float[Tensor, "batch *shape"]:
-    """The inputs without their history; where a threat is given, inside its box.
+def check_points(x: Tensor, *threats: Threat) -> Float[Tensor, "batch *shape"]:
+    """The inputs without their history.
 
     Args:
         x: a batch in float32 or float64. In half precision the points of a ball are too far apart to attack in.
-        threat: ball and box, whose edges are taken in x's dtype.
+        threats: balls and boxes, whose edges are taken in x's dtype; where there is none, x may be anywhere.
 
     Raises:
         DataError: for inputs that are no such batch, not finite, or outside the box.
-        ThreatError: for a ball larger than the box.
+        ThreatError: for a ball larger than the box, and for what is no threat.
     """
-    if threat is not None and not isinstance(threat, Threat):
-        raise ThreatError("a threat must be a pinchpoint.Threat", threat, 'write for example Threat("linf", 8 / 255)')
+    check_threats(threats)
     if not isinstance(x, Tensor):
         raise DataError("inputs must be torch tensors", type(x).__name__, "convert them with torch.as_tensor")
     seen = f"{x.dtype} of shape {tuple(x.shape)}"
@@ -60,8 +60,25 @@ def check_points(x: Tensor, threat: Threat | None = None) -> Float[Tensor, "batc
             "give x.float(), and a model that takes it: model.float(), or one that casts its input itself",
         )
     x = x.detach().clone() if x.is_inference() else x.detach()
-    if threat is None:
-        return x
+    for threat in threats:
+        _check_inside(x, threat)
+    return x
+
+
+def check_threats(threats: Iterable[Threat]) -> None:
+    """Refuse what is no threat.
+
+    Raises:
+        ThreatError: for that.
+    """
+    for threat in threats:
+        if not isinstance(threat, Threat):
+            raise ThreatError(
+                "a threat must be a pinchpoint.Threat", repr(threat), 'write for example Threat("linf", 8 / 255)'
+            )
+
+
+def _check_inside(x: Tensor, threat: Threat) -> None:
     if threat.eps > (largest := threat.diagonal(x[0].numel())):
         raise ThreatError(
             f"eps must not exceed the box, which is {largest:.4g} wide in {threat.norm}",
@@ -75,7 +92,6 @@ def check_points(x: Tensor, threat: Threat | None = None) -> Float[Tensor, "batc
             _outside(x, low, high),
             "cut what rounding has moved outside with x.clamp, put normalisation into the model and keep inputs in the box",
         )
-    return x
 
 
 def _outside(x: Tensor, low: float, high: float) -> str:

@@ -68,8 +68,8 @@ def universal(
     [-1.0, 1.0]
     """
     check_steps(steps, restarts)
-    first = threat.eps if step_size is None else step_size
     x, y = check_samples(x, y, threat)
+    first = threat.eps if step_size is None else step_size
     with attacking(model, seed, x.device):
         scale = logit_scale(clean_logits(model, x, y))
         raised = scaled_cross_entropy(scale) if objective is None else objective

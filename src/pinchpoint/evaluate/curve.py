@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_cross_entropy
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.objectives import dlr, margin
-from pinchpoint.attack.samples import check_logits, check_samples
+from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.errors import DataError, ThreatError
 from pinchpoint.evaluate.attacks import Attack
 from pinchpoint.evaluate.engine import robust_accuracy
@@ -102,10 +102,7 @@ def robust_curve(
         ThreatError: where norms or boxes differ or the budgets do not rise.
         DataError, ModelError: as in ``robust_accuracy``.
     """
-    if any(not isinstance(threat, Threat) for threat in threats):
-        raise ThreatError(
-            "a curve is made of pinchpoint.Threat", list(threats), "write Threat(norm, eps) for each budget"
-        )
+    check_threats(threats)
     points = [*([] if known is None else [known.threat]), *threats]
     if any(a.norm != b.norm or a.box != b.box or a.eps >= b.eps for a, b in pairwise(points)):
         raise ThreatError(

@@ -25,7 +25,7 @@ from pinchpoint.attack import (
     standard_ensemble,
     universal,
 )
-from pinchpoint.attack.samples import check_logits, check_points, check_samples
+from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.bound import margins, radii_from_margins
 from pinchpoint.errors import ConfigError, ModelError, ThreatError
 from pinchpoint.evaluate.attacks import Attack, default_attacks
@@ -140,14 +140,13 @@ def attack_sheet(
     plan = plan or Plan()
     if not threats:
         raise ThreatError("an attack needs a threat", "none", "give for example linf:8/255")
+    check_threats(threats)
     if len({_file(threat) for threat in threats}) < len(threats):
         raise ThreatError("each threat is attacked once", ", ".join(map(str, threats)), "leave out the second")
     if plan.attack == "universal" and data.fit is None:
         raise ConfigError("a universal perturbation is fitted on other data", "none", "give training data as fit")
-    x, y = check_samples(data.x, data.y)
+    x, y = check_samples(data.x, data.y, *threats)
     data = Samples(x, y, data.fit)
-    for threat in threats:
-        check_points(x, threat)
     if out is not None:
         with writable(out):
             pass

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import dominant_terms
@@ -105,6 +105,7 @@ def _mean_change(z: Tensor, z_adv: Tensor, name: str) -> float:
 
 def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """Input and output of each fully connected layer, in the order of the calls."""
+    check_module(model)
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     handles = []
     for name, module in linear_modules(model):
@@ -112,7 +113,7 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tens
             continue
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            if inputs and inputs[0].ndim == 2:
+            if inputs and inputs[0].ndim == 2 and inputs[0].layout == torch.strided:
                 # what comes after may change the output in place
                 seen[name] = (module, inputs[0].detach().clone(), output.detach().clone())
 
