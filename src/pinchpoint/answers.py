@@ -83,6 +83,8 @@ of shape (1, 3), NoneType; let its forward pass return the tensor of logits alon
         kind = "" if logits.layout == torch.strided else f"{_short(logits.layout)} "
         seen = f"{kind}{_short(logits.dtype)} numbers of shape {tuple(logits.shape)}"
         raise _no_matrix(seen, "let its forward pass return real numbers, a dense tensor")
+    if logits.is_meta:
+        raise _no_matrix("logits on the meta device, which hold no numbers", "load the model's checkpoint first")
     if samples == 1 and logits.ndim == 1 and len(logits) > 1:
         logits = logits[None]
     if logits.numel() == samples and logits.shape in ((), (samples,), (samples, 1)):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
-from pinchpoint.attack.samples import check_samples
+from pinchpoint.attack.samples import check_samples, check_threats
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.evaluate import one_answer
 from pinchpoint.inspection import words
@@ -73,7 +73,7 @@ def audit(
         raise ConfigError("an audit needs one sample or more", samples, "use for example 1000")
     content = _loaded(data, samples)
     place = device_of(device)
-    sources = [_opened(one, content) for one in (model, against) if one is not None]
+    sources = [_opened(one, content) for one in (model, *([] if against is None else [against]))]
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
     effort = Effort.of(content.input_shape, standard)
     reports: list[AuditReport] = []
@@ -110,6 +110,7 @@ def parsed(threats: Sequence[str | Threat]) -> list[Threat]:
         ConfigError: for none at all, and two in one norm.
     """
     asked = [Threat.parse(one) if isinstance(one, str) else one for one in threats]
+    check_threats(asked)
     if not asked or len({one.norm for one in asked}) < len(asked):
         seen = ", ".join(map(str, asked)) or "none"
         raise ConfigError("an audit takes one threat or more, each norm once", seen, "give for example linf:8/255")
@@ -139,6 +140,8 @@ def _opened(model: str | Path | Source | nn.Module, data: AnyDataset) -> Source:
         notes = ("a module is taken to expect pixels in [0, 1]",)
         source = Source(type(model).__name__, model, data.input_shape, classes, notes, normalisation="none")
     else:
+        if not isinstance(model, str | Path | Source):
+            check_module(model)
         source = model if isinstance(model, Source) else open_model(str(model), data.input_shape)
     return fitting(with_known_normalisation(source), data)
 
