@@ -211,7 +211,9 @@ def test_bad_input_is_refused_even_where_no_attack_would_run():
     wrong = torch.tensor([1, 1, 0, 0])
     with refused(DataError, "there must be one label for each input, but got 4 inputs and 3 labels; check the data."):
         robust_accuracy(MODEL, X, Y[:3], THREAT)
-    with pytest.raises(DataError, match=r"labels must be 4 integers \(torch.long\) in 0 \.\.\. 1, but got .* 2"):
+    with pytest.raises(
+        DataError, match=r"labels must lie in 0 \.\.\. 1, one for each of the model.s logits, but got 1 \.\.\. 2"
+    ):
         robust_accuracy(MODEL, X, wrong + 1, THREAT)
     with pytest.raises(DataError, match=r"inputs must be finite and lie in the box \[0, 1\]"):
         robust_accuracy(MODEL, X + 1, Y, Threat("linf", 0.0))

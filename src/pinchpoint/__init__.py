@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pinchpoint.attack import Threat, apgd, pgd, universal
     from pinchpoint.bound import alignment, certified_radii, gap_bound, lipschitz, margins, structure_scale
-    from pinchpoint.errors import PinchpointError
+    from pinchpoint.errors import PinchpointError, PinchpointWarning
     from pinchpoint.evaluate import robust_accuracy, robust_curve
     from pinchpoint.inspection.audit import audit
     from pinchpoint.measure import OneAtATime, k_for_residual, layers, profile, residual, spread
@@ -25,7 +25,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "attack": ("Threat", "apgd", "pgd", "universal"),
     "bound": ("alignment", "certified_radii", "gap_bound", "lipschitz", "margins", "structure_scale"),
-    "errors": ("PinchpointError",),
+    "errors": ("PinchpointError", "PinchpointWarning"),
     "evaluate": ("robust_accuracy", "robust_curve"),
     "inspection.audit": ("audit",),
     "measure": ("OneAtATime", "k_for_residual", "layers", "profile", "residual", "spread"),
@@ -34,6 +34,7 @@ _HOMES = {
 __all__ = [
     "OneAtATime",
     "PinchpointError",
+    "PinchpointWarning",
     "Threat",
     "__version__",
     "alignment",

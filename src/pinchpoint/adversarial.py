@@ -9,11 +9,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.attack import Threat, cross_entropy, pgd
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.inner import inner_pgd
 from pinchpoint.configfile import fraction
-from pinchpoint.evaluate import robust_accuracy
+from pinchpoint.evaluate import not_asked, robust_accuracy
 from pinchpoint.learn.part import Part
 from pinchpoint.records import ThreatNorm
 
@@ -93,7 +94,8 @@ class OverfittingCheck:
 
     def __call__(self, model: nn.Module) -> str | None:
         attacks = {"pgd": lambda m, x, y, threat: pgd(m, x, y, threat, steps=10)}
-        left = robust_accuracy(model, self.x, self.y, self.threat, attacks=attacks).robust_accuracy
+        with not_asked(model):  # training is watched here; a verdict on the model is another matter
+            left = robust_accuracy(model, self.x, self.y, self.threat, attacks=attacks).robust_accuracy
         best = float(self.best)
         if left < _COLLAPSED * best:
             return f"catastrophic overfitting: accuracy under PGD at {self.threat} fell from {best:.1%} to {left:.1%}"
@@ -111,7 +113,7 @@ class OverfittingCheck:
 
 def _divergence(model: nn.Module, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     with eval_mode(model), torch.no_grad():
-        clean = model(x).log_softmax(1)
+        clean = answer(model, x).log_softmax(1)
 
     def divergence(logits: Tensor, y: Tensor) -> Tensor:
         return nn.functional.kl_div(logits.log_softmax(1), clean, log_target=True, reduction="none").sum(1)

@@ -34,6 +34,10 @@ class PinchpointError(ValueError):
         return type(self), (self.rule, self.value, self.remedy)
 
 
+class PinchpointWarning(UserWarning):
+    """A result that must not be read without the sentence it comes with."""
+
+
 class ConfigError(PinchpointError):
     """A configuration file or option that does not hold together."""
 

@@ -15,14 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack import Threat
-from pinchpoint.attack.gradient import at_once, eval_mode
+from pinchpoint.attack.gradient import at_once, eval_mode, input_gradient
+from pinchpoint.attack.samples import check_labels, check_points, check_threats
 from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
 from pinchpoint.measure.layers import float64_copy, linear_modules, matrix64
 from pinchpoint.measure.weights import is_convolution
 from pinchpoint.mechanism import right_singular_vectors
+from pinchpoint.mechanism.pairs import check_pairs
 from pinchpoint.records import DecisionPlane, Pictures, RepresentationPCA
 from pinchpoint.records.pictures import Space
 
@@ -66,6 +69,9 @@ def pictures(
     >>> [plane.space for plane in found.planes], len(found.pca.clean)
     (['input', 'representation'], 5)
     """
+    check_threats([threat])
+    x, x_adv = check_pairs(x, x_adv)
+    y = check_labels(y, x)
     moved = (x_adv != x).flatten(1).any(1)
     if not bool(moved.any()):
         raise ModelError("at least one perturbed input must differ from the input", "none", "use a larger budget")
@@ -139,19 +145,20 @@ def decision_plane(
         raise ConfigError(
             "a plane needs 2 points or more a side, and a positive extent", (size, extent), "use 41 and 2"
         )
-    start, end, direction, answer = _in_space(model, x, x_adv, space, direction)
+    (x,), (x_adv,) = check_pairs(_one(x), _one(x_adv))
+    start, end, direction, answers_of = _in_space(model, x, x_adv, space, direction)
     length, first, second, along = _axes(start, end, direction)
     steps = torch.linspace(-extent, extent, size, dtype=torch.float64, device=x.device) * length
     labels, confidence, excess = [], [], []
     for step in steps:
         points = start + steps[:, None] * first + step * second
-        sure, answers = answer(points.to(x.dtype)).double().softmax(1).max(1)
+        sure, answers = answers_of(points.to(x.dtype)).double().softmax(1).max(1)
         labels.append(answers.tolist())
         confidence.append(sure)
         if space == "input" and box is not None:
             beyond = torch.maximum(box[0] - points, points - box[1]).amax(1).clamp_min(0.0)
             excess.append(torch.where(beyond > _ROUNDING, beyond, 0.0))
-    ends = answer(torch.stack([start, end]).to(x.dtype)).argmax(1).tolist()
+    ends = answers_of(torch.stack([start, end]).to(x.dtype)).argmax(1).tolist()
     return DecisionPlane(
         space=space,
         sample=0,
@@ -187,7 +194,11 @@ def dominant_direction(model: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Te
     >>> dominant_direction(model, torch.zeros(1, 1, 3)).flatten().round(decimals=6).abs().tolist()
     [0.0, 1.0, 0.0]
     """
-    copied = float64_copy(model).to(x.device)
+    (x,) = check_points(_one(x))
+    check_module(model)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
+    copied = float64_copy(model).to(x.device).eval()
     point = x.detach().double()[None]
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(1, x.numel(), generator=generator, dtype=torch.float64).to(x.device)
@@ -203,7 +214,7 @@ def dominant_direction(model: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Te
             rows = torch.cat([rows, row / row.norm()])
             moved = (point + rows[-1].reshape(point.shape)).requires_grad_(True)
             image = _first_output(copied, moved)
-            row = torch.autograd.grad((image * (image.detach() - base)).sum(), moved)[0].reshape(1, -1)
+            row = input_gradient(model, moved, (image * (image.detach() - base)).flatten(1).sum(1)).reshape(1, -1)
             pulled = torch.cat([pulled, row])
             if step % _CHECK == 0 and _settled(rows, pulled):
                 break
@@ -240,6 +251,8 @@ def representation_pca(
     >>> found.clean, found.explained, found.moved
     ([[-0.5, 0.0], [0.5, 0.0], [0.0, 0.0]], [1.0, 0.0], [0.0, 1.0])
     """
+    x, x_adv = check_pairs(x, x_adv)
+    y = check_labels(y, x)
     _, clean, _ = _represented(model, x)
     _, moved, logits = _represented(model, x_adv)
     clean, moved = clean.double(), moved.double()
@@ -274,10 +287,10 @@ def _in_space(
     if space == "input":
         wanted = dominant_direction(model, x) if direction is None else direction
 
-        def answer(points: Tensor) -> Tensor:
+        def from_input(points: Tensor) -> Tensor:
             return logits_of(model, points.reshape(-1, *x.shape))
 
-        return x.double().flatten(), x_adv.double().flatten(), wanted.to(x.device).double().flatten(), answer
+        return x.double().flatten(), x_adv.double().flatten(), wanted.to(x.device).double().flatten(), from_input
     head, ends, _ = _represented(model, torch.stack([x, x_adv]))
     if direction is None:
         matrix = matrix64(head)
@@ -288,6 +301,11 @@ def _in_space(
         return logits_of(head, points)
 
     return ends[0].double(), ends[1].double(), _signed(direction.to(x.device).double().flatten()[None])[0], from_head
+
+
+def _one(x: Tensor) -> Tensor:
+    """A batch of this input alone."""
+    return x[None] if isinstance(x, Tensor) else x
 
 
 def _axes(start: Tensor, end: Tensor, direction: Tensor) -> tuple[float, Tensor, Tensor, float]:
@@ -307,8 +325,8 @@ def _axes(start: Tensor, end: Tensor, direction: Tensor) -> tuple[float, Tensor,
     return length, first, rest / rest.norm(), along
 
 
-class _Reached(Exception):
-    """The first layer's output, thrown out of a forward pass that need not go on."""
+class _Reached(BaseException):
+    """The first layer's output, thrown out of a forward pass that need not go on. No error: no model may catch it."""
 
     def __init__(self, output: Tensor) -> None:
         self.output = output
@@ -333,7 +351,7 @@ def _first_output(model: nn.Module, x: Tensor) -> Tensor:
     """What the first linear layer called gives, where forward passes end there; autograd can follow it."""
     try:
         with torch.enable_grad():
-            model(x)
+            answer(model, x)
     except _Reached as reached:
         return reached.output
     raise ModelError("a dominant direction needs a first layer", "no linear layer called", "give a network")
@@ -341,10 +359,11 @@ def _first_output(model: nn.Module, x: Tensor) -> Tensor:
 
 def _represented(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     """The head, what it is given and what it gives, which is what the model gives."""
+    check_module(model)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((module, inputs[0], output))
+        calls[:] = [(module, inputs[0].clone(), output.clone())]  # what comes after may change them in place
 
     parts: list[tuple[Tensor, Tensor]] = []
     handles = [part.register_forward_hook(remember) for _, part in linear_modules(model) if not is_convolution(part)]
@@ -352,8 +371,8 @@ def _represented(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, Tensor
         with eval_mode(model), torch.no_grad():
             for batch in x.split(at_once(x, BATCH)):
                 calls.clear()
-                logits = model(batch)
-                if not calls or calls[-1][1].ndim != 2 or not torch.equal(calls[-1][2], logits):
+                logits = answer(model, batch)
+                if not calls or calls[-1][1].ndim != 2 or not torch.equal(calls[-1][2].to(logits), logits):
                     seen = type(calls[-1][0]).__name__ + " before more" if calls else "no fully connected layer"
                     remedy = "give a model whose last layer gives the logits"
                     raise ModelError("representations need a fully connected layer at the end", seen, remedy)

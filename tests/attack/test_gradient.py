@@ -9,7 +9,7 @@ from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.attack import Threat, apgd, cross_entropy, fgsm, margin, pgd, universal
-from pinchpoint.attack.gradient import check_inputs, check_logits, check_points, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import fooled, value, value_and_gradient
 from pinchpoint.errors import DataError, ModelError, ThreatError
 
 THREAT = Threat("linf", 0.1)
@@ -22,80 +22,11 @@ def net(small_net):
     return small_net(4)
 
 
-@pytest.mark.parametrize(
-    ("x", "seen"),
-    [
-        (torch.zeros(3, 4, dtype=torch.uint8), r"torch.uint8 of shape \(3, 4\)"),
-        (torch.zeros(3), r"torch.float32 of shape \(3,\)"),
-        (torch.zeros(0, 4), r"torch.float32 of shape \(0, 4\)"),
-    ],
-)
-def test_inputs_that_are_no_batch(x, seen):
-    rule = "inputs must be a non-empty batch of floating point tensors"
-    with pytest.raises(DataError, match=f"{rule}, but got {seen}; convert images to float"):
-        check_points(x, THREAT)
-
-
-@pytest.mark.parametrize(
-    ("bad", "seen"), [(1.2, r"0.5 \.\.\. 1.2"), (-0.01, r"-0.01 \.\.\. 0.5"), (float("nan"), r"nan \.\.\. nan")]
-)
-def test_inputs_outside_the_box(net, bad, seen):
-    x = X.clone()
-    x[1, 0, 0, 1] = bad
-    with pytest.raises(DataError, match=rf"lie in the box \[0, 1\], but got values {seen}; put normalisation into"):
-        check_inputs(net, x, Y, THREAT)
-
-
-def test_an_input_at_the_box_edge_as_float32_stores_it_is_inside():
-    low, high = -0.42421296, 0.7  # neither is a float32
-    x = torch.tensor([[low, high]], dtype=torch.float32)
-    assert float(x.max()) < high
-    check_points(x, Threat("linf", 0.1, box=(low, high)))
-    check_points(-x.flip(1), Threat("linf", 0.1, box=(-high, -low)))
-
-
-def test_without_a_box_any_finite_input_will_do(net):
-    check_inputs(net, X * 100, Y, Threat("l2", 1.0, box=None))
-    with pytest.raises(DataError, match=r"the box \[-inf, inf\], but got values"):
-        check_inputs(net, X * torch.inf, Y, Threat("l2", 1.0, box=None))
-
-
-@pytest.mark.parametrize(
-    ("logits", "seen"),
-    [
-        (torch.zeros(3, 4, 1), r"shape \(3, 4, 1\)"),
-        (torch.zeros(2, 4), r"shape \(2, 4\)"),
-        (torch.full((3, 4), torch.nan), "NaN or inf"),
-        (torch.full((3, 4), torch.inf), "NaN or inf"),
-        ((torch.zeros(3, 4),), "tuple"),
-    ],
-)
-def test_models_that_return_no_logits(logits, seen):
-    with pytest.raises(
-        ModelError, match=rf"finite logits of shape \(batch, classes\), but got {seen}; check the model"
-    ):
-        check_logits(logits, Y, 3)
-
-
-@pytest.mark.parametrize(
-    ("y", "seen"),
-    [
-        (torch.tensor([0, 1, 4]), r"torch.int64 of shape \(3,\), 0 \.\.\. 4"),
-        (torch.tensor([-1, 1, 2]), r"torch.int64 of shape \(3,\), -1 \.\.\. 2"),
-        (torch.tensor([0, 1]), r"torch.int64 of shape \(2,\), 0 \.\.\. 1"),
-        (torch.tensor([0, 1, 2], dtype=torch.int32), r"torch.int32 of shape \(3,\)"),
-    ],
-)
-def test_labels_that_do_not_fit(y, seen):
-    with pytest.raises(DataError, match=rf"labels must be 3 integers \(torch.long\) in 0 \.\.\. 3, but got {seen}"):
-        check_logits(torch.zeros(3, 4), y, 3)
-
-
 @pytest.mark.parametrize("attack", [apgd, pgd, universal])
 def test_every_attack_refuses(net, attack):
     with pytest.raises(DataError, match="inputs must be finite and lie in the box"):
         attack(net, X + 1, Y, THREAT)
-    with pytest.raises(DataError, match="labels must be 3 integers"):
+    with pytest.raises(DataError, match=r"labels must lie in 0 \.\.\. 3, one for each"):
         attack(net, X, Y + 2, THREAT)
     with pytest.raises(ModelError, match="a model must return finite logits"):
         attack(nn.Identity(), X, Y, THREAT)

@@ -128,13 +128,15 @@ def test_a_batch_size_of_zero_is_refused(trained, digits):
         robust_accuracy(trained, digits.x_test[:2], digits.y_test[:2], Threat("linf", 0.1), batch_size=0)
 
 
-def test_a_model_that_fails_on_the_last_short_batch_says_which(trained, digits):
+def test_a_model_for_batches_of_one_size_is_refused(trained, digits):
     class Eight(nn.Module):
         def forward(self, x):
             return trained(x.reshape(8, -1).reshape(8, *digits.input_shape))
 
     x, y = digits.x_test[:20], digits.y_test[:20]
-    with pytest.raises(ModelError, match=r"inputs it is given, but got rows 16 \.\.\. 19 of 20: float32 of shape \(4,"):
+    with pytest.raises(
+        ModelError, match=r"inputs it is given, but got float32 of shape \(2, 1, 8, 8\): shape .*8.* is invalid"
+    ):
         robust_accuracy(Eight(), x, y, Threat("linf", 0.1), batch_size=8)
 
 
@@ -151,8 +153,9 @@ def test_a_model_that_fails_under_attack_says_on_which_rows(trained, digits):
     x, y = digits.x_test[right][:20], digits.y_test[right][:20]
     with refused(
         ModelError,
-        "a model must take every batch it is given, but got rows 16 ... 19 of 20: shape '[8, -1]' is invalid; "
-        "let its forward pass take any number of samples.",
+        "a model must take the inputs it is given, but got rows 16 ... 19 of 20: float32 of shape (4, 1, 8, 8): shape "
+        "'[8, -1]' is invalid; match device, dtype, channels and size to the model, which is given one batch and nothing "
+        "else.",
     ):
         robust_accuracy(
             OnlyFullGradients(),

@@ -29,9 +29,10 @@ from pinchpoint.attack.apgd_step import (
     remember_best,
     sparse_checkpoints,
 )
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, TargetedObjective, cross_entropy, targeted_dlr
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.targets import attack_pairs, likeliest
 from pinchpoint.attack.threat import Threat
 
@@ -126,10 +127,11 @@ def _attack(
 ) -> tuple[Tensor, Tensor]:
     """Points with the largest objective (with ``drop_fallen`` where the sample stands); points that fool, else the same."""
     check_steps(steps, restarts)
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)
-        best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
+        best, best_value = x.detach().clone(), objective(logits, y).detach().to(x.dtype, copy=True)
         fooling, fallen = best.clone(), fooled(logits, y)
         for _ in range(restarts):
             start = threat.random_start(x, generator)
@@ -184,11 +186,12 @@ def targeted_apgd(
     2
     """
     check_steps(steps, restarts)
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         ranked, generator = likeliest(logits, y, targets), torch.Generator().manual_seed(seed)
         best, fallen = x.detach().clone(), fooled(logits, y)
-        score = torch.full_like(logits[:, 0], -torch.inf)
+        score = torch.full_like(x.flatten(1)[:, 0], -torch.inf)
 
         def attack(rows: Tensor, ranks: range) -> tuple[Tensor, Tensor]:
             start = torch.cat([threat.random_start(x[rows], generator) for _ in ranks])

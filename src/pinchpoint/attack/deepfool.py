@@ -7,14 +7,18 @@ the l1 norm, and batches, which a sample leaves as soon as it is misclassified.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, input_gradient
+from pinchpoint.answers import answer
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, input_gradient, objective_of
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import targeted_margin
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.targets import likeliest
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
@@ -61,8 +65,9 @@ def deepfool(
     check_steps(steps, 1)
     if not 0.0 <= overshoot < torch.inf:
         raise ThreatError("overshoot must be zero or more, and finite", overshoot, "use for example 0.02")
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         found = leave_region(model, x.detach(), y, logits, threat, steps, overshoot, candidates)
         return threat.project(found, x)
 
@@ -89,7 +94,7 @@ def leave_region(
         move = shortest_move(normal.flatten(1), gap, room.flatten(1), threat.norm).reshape(at.shape)
         reached[rows] = threat.clip(at + (1.0 + overshoot) * move)
         with torch.no_grad():  # a pass of its own: only who stays is worth the passes back
-            rows = rows[~fooled(model(reached[rows]), y[rows])]
+            rows = rows[~fooled(answer(model, reached[rows]), y[rows])]
     return reached
 
 
@@ -97,9 +102,9 @@ def _nearest_boundary(model: nn.Module, x: Tensor, y: Tensor, targets: Tensor, t
     """How much the nearest of the linearised boundaries lacks, and its normal: the gradient of target minus label."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        logits = model(x)
-        margins = [targeted_margin(logits, y, target) for target in targets.T]
-    hidden = _ROUNDING * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(1)
+        logits = answer(model, x)
+        margins = [objective_of(partial(targeted_margin, target=one), logits, y).to(x.dtype) for one in targets.T]
+    hidden = _ROUNDING * torch.finfo(x.dtype).eps * logits.detach().abs().amax(1).to(x.dtype)
     gap, normal, nearest = torch.zeros_like(hidden), torch.zeros_like(x), torch.full_like(hidden, torch.inf)
     for place, values in enumerate(margins):
         gradient = input_gradient(model, x, values, again=place < len(margins) - 1)

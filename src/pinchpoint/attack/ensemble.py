@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.attack.apgd import apgd, targeted_apgd
 from pinchpoint.attack.fab import fab
-from pinchpoint.attack.gradient import answer, at_once, attacking, check_logits
+from pinchpoint.attack.gradient import at_once, attacking
 from pinchpoint.attack.objectives import logit_scale, scaled_cross_entropy, targeted_dlr, targeted_margin
+from pinchpoint.attack.samples import check_logits, check_points
 from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
@@ -87,6 +89,7 @@ def standard_ensemble(
 
 
 def _logits(model: nn.Module, x: Tensor, seed: int) -> Tensor:
+    x = check_points(x)
     with attacking(model, seed, x.device), torch.no_grad():
         parts = []
         for part in x.split(at_once(x, _BATCH)):

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
+from pinchpoint.answers import answer
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import margin, targeted_margin
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.targets import attack_pairs, likeliest
 from pinchpoint.attack.threat import Threat
 
@@ -64,6 +66,7 @@ def fab(
     >>> model(x_adv).argmax(1).item()
     1
     """
+    x, y = check_samples(x, y, threat)
     found = _search(model, x, y, threat, steps, targets, batch_size, seed, stop_inside=True)
     return threat.project(found, x)
 
@@ -92,6 +95,7 @@ def nearest_misclassified(
     >>> round(float(threat.length(nearest_misclassified(model, x, torch.tensor([0]), threat) - x)), 3)
     0.4
     """
+    x, y = check_samples(x, y, threat)
     found = _search(model, x, y, threat, steps, targets, batch_size, seed, stop_inside=False)
     return _surely(model, found, x, y, threat, seed)
 
@@ -104,12 +108,12 @@ def _surely(model: nn.Module, found: Tensor, x: Tensor, y: Tensor, threat: Threa
     moved = (found != x).flatten(1).any(1)
     with attacking(model, seed, x.device), torch.no_grad():
         for beyond in _BEYOND:
-            right = moved & ~fooled(model(found), y)
+            right = moved & ~fooled(answer(model, found), y)
             if not bool(right.any()):
                 return found
             further = threat.clip(x + (1.0 + beyond) * (found - x))
             found = torch.where(_wide(right, x), further, found)
-        right = moved & ~fooled(model(found), y)
+        right = moved & ~fooled(answer(model, found), y)
     return torch.where(_wide(right, x), x, found)
 
 
@@ -127,7 +131,7 @@ def _search(
 ) -> Tensor:
     check_steps(steps, 1)
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         ranked = likeliest(logits, y, targets)
         best, done = x.detach().clone(), fooled(logits, y)
         score = torch.full_like(x.flatten(1)[:, 0], -torch.inf)
@@ -162,7 +166,7 @@ def _approach(
         origin = x[rows]
         moved = threat.clip(_next_point(model, at, origin, y[rows], target[rows], threat))
         with torch.no_grad():
-            wrong = fooled(model(moved), y[rows])
+            wrong = fooled(answer(model, moved), y[rows])
         length = threat.length(moved - origin)
         nearer = wrong & (length < distance[rows])
         best[rows[nearer]], distance[rows[nearer]] = moved[nearer], length[nearer]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value_and_gradient
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 
 
@@ -42,8 +43,9 @@ def fgsm(
     >>> model(x_adv).argmax(1).item()
     1
     """
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        x_adv, standing = x.detach().clone(), ~fooled(check_inputs(model, x, y, threat), y)
+        x_adv, standing = x.detach().clone(), ~fooled(checked_logits(model, x, y), y)
         if bool(standing.any()):
             _, gradient, _ = value_and_gradient(model, x[standing], y[standing], objective)
             x_adv[standing] = threat.furthest(x[standing], gradient)

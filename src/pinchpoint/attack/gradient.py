@@ -1,4 +1,4 @@
-"""What every gradient attack does to a model: check the input once, then ask for values and input gradients."""
+"""What every gradient attack does to a model: check its answers once, then ask for values and input gradients."""
 
 from __future__ import annotations
 
@@ -9,86 +9,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer, check_module, said
 from pinchpoint.attack.objectives import Objective
-from pinchpoint.attack.threat import Threat
-from pinchpoint.errors import DataError, ModelError, ThreatError
+from pinchpoint.attack.samples import check_logits
+from pinchpoint.errors import ModelError, PinchpointError
 
 
-def check_inputs(
-    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], threat: Threat
+def checked_logits(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]
 ) -> Float[Tensor, "batch classes"]:
-    """Refuse what no attack can take; return the clean logits.
+    """The clean logits of samples as ``check_samples`` gives them.
 
     Raises:
-        DataError: for integer images, values outside the box or not finite, labels out of range or of another length.
+        DataError: for labels out of range.
         ModelError: for a model that does not return a finite matrix of logits.
     """
-    check_points(x, threat)
     with torch.no_grad():
-        logits: Tensor = answer(model, x)
+        logits = answer(model, x)
     check_logits(logits, y, len(x))
     return logits
-
-
-def answer(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's output; where torch refuses the input (dtype, channels, size), one sentence that says so."""
-    try:
-        logits: Tensor = model(x)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError | ModelError):
-            raise
-        raise ModelError(
-            "a model must take the inputs it is given",
-            f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}: {str(error).splitlines()[0]}",
-            "match dtype, channels and size to what the model was built for",
-        ) from error
-    return logits
-
-
-def check_points(x: Tensor, threat: Threat) -> None:
-    """Refuse inputs that are no floating point batch, not finite or outside the box (its edges taken in x's dtype)."""
-    if not isinstance(x, Tensor):
-        raise DataError("inputs must be torch tensors", type(x).__name__, "convert them with torch.as_tensor")
-    if not x.dtype.is_floating_point or x.ndim < 2 or x.shape[0] == 0:
-        raise DataError(
-            "inputs must be a non-empty batch of floating point tensors",
-            f"{x.dtype} of shape {tuple(x.shape)}",
-            "convert images to float and scale them to the box",
-        )
-    if threat.eps > (largest := threat.diagonal(x[0].numel())):
-        raise ThreatError(
-            f"eps must not exceed the box, which is {largest:.4g} wide in {threat.norm}",
-            threat.eps,
-            "give the budget in input units, for example 8/255",
-        )
-    low, high = torch.tensor(threat.box or (-torch.inf, torch.inf), dtype=x.dtype).tolist()
-    if not bool(torch.isfinite(x).all()) or float(x.min()) < low or float(x.max()) > high:
-        raise DataError(
-            f"inputs must be finite and lie in the box [{low:g}, {high:g}]",
-            f"values {float(x.min()):.6g} ... {float(x.max()):.6g}",
-            "put normalisation into the model and keep inputs in the box",
-        )
-
-
-def check_logits(logits: object, y: Tensor, samples: int) -> None:
-    """Refuse what is no finite matrix of logits, one row a sample, and labels that do not fit it."""
-    if not isinstance(logits, Tensor):
-        seen = type(logits).__name__
-    elif logits.ndim != 2 or logits.shape[0] != samples:
-        seen = f"shape {tuple(logits.shape)}"
-    else:
-        seen = "" if bool(torch.isfinite(logits).all()) else "NaN or inf"
-    if seen or not isinstance(logits, Tensor):
-        raise ModelError(
-            "a model must return finite logits of shape (batch, classes)", seen, "check the model's output"
-        )
-    if y.shape != (samples,) or y.dtype != torch.long or int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise DataError(
-            f"labels must be {samples} integers (torch.long) in 0 ... {logits.shape[1] - 1}",
-            f"{y.dtype} of shape {tuple(y.shape)}, {y.min().item() if y.numel() else '-'} ... "
-            f"{y.max().item() if y.numel() else '-'}",
-            "check the data set against the model's head",
-        )
 
 
 _NUMBERS = 2**22
@@ -122,7 +61,12 @@ def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for every module; each module's own mode is put back."""
+    """Eval mode for every module; each module's own mode is put back.
+
+    Raises:
+        ModelError: for what is no module.
+    """
+    check_module(model)
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -148,7 +92,7 @@ def fooled(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> B
 def value_and_gradient(
     model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Objective per sample, its gradient in x, and the logits.
+    """Objective per sample and its gradient in x, both in x's dtype, and the logits.
 
     Only the path to x is differentiated: no parameter gets a gradient, and the training mode stays as it is. Entries of
     the gradient that are NaN count as zero, so a single undefined derivative does not end an attack.
@@ -158,9 +102,30 @@ def value_and_gradient(
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        logits = model(x)
+        logits = answer(model, x)
+        values = objective_of(objective, logits, y)
+        return values.detach().to(x.dtype), input_gradient(model, x, values), logits.detach()
+
+
+def objective_of(
+    objective: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """The objective's value for each sample.
+
+    Raises:
+        ModelError: where it has none, as of a model that returns fewer logits for some batches than for others.
+    """
+    try:
         values = objective(logits, y)
-        return values.detach(), input_gradient(model, x, values), logits.detach()
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            "an objective must give a value for each sample",
+            f"{said(error)}, of logits of shape {tuple(logits.shape)}",
+            "let the model return as many logits for every batch",
+        ) from error
+    return values
 
 
 def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], *, again: bool = False) -> Tensor:
@@ -171,7 +136,18 @@ def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], 
     """
     gradient = None
     if values.requires_grad:
-        gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
+        try:
+            gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
+        except (torch.OutOfMemoryError, MemoryError, PinchpointError):
+            raise
+        except (
+            Exception
+        ) as error:  # an operation without a derivative, one in place that autograd needs, anybody's backward
+            raise ModelError(
+                "a gradient attack needs a model that is differentiable in its input",
+                f"a backward pass that fails: {said(error)}",
+                "mend the derivative, or use an attack that needs none (square)",
+            ) from error
     if gradient is None:
         raise ModelError(
             "a gradient attack needs a model that is differentiable in its input",
@@ -184,7 +160,7 @@ def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], 
 def value(
     model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], objective: Objective
 ) -> tuple[Tensor, Tensor]:
-    """Objective per sample and logits, without a gradient."""
+    """Objective per sample, in x's dtype, and logits, without a gradient."""
     with torch.no_grad():
-        logits = model(x)
-        return objective(logits, y), logits
+        logits = answer(model, x)
+        return objective_of(objective, logits, y).to(x.dtype), logits

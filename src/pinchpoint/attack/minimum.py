@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, dlr, logit_scale, margin, scaled_cross_entropy
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 
 _MOMENTUM = 0.75
@@ -61,8 +62,9 @@ def minimum_norm(
     (0.5, 0.5)
     """
     check_steps(steps, 1)
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         if objectives is None:
             second = dlr if logits.shape[1] >= 3 else margin
             objectives = (scaled_cross_entropy(logit_scale(logits)), second)

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value, value_and_gradient
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
 from pinchpoint.attack.objectives import Objective, cross_entropy
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
 
@@ -57,11 +58,12 @@ def pgd(
     1
     """
     check_steps(steps, restarts)
+    x, y = check_samples(x, y, threat)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     with attacking(model, seed, x.device):
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)
-        best, best_value = x.detach().clone(), objective(logits, y).detach().clone()
+        best, best_value = x.detach().clone(), objective(logits, y).detach().to(x.dtype, copy=True)
         fallen = fooled(logits, y)
         for _ in range(restarts):
             start = threat.random_start(x, generator) if random_start else x.detach().clone()

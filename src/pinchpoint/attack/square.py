@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import attacking, check_inputs, fooled, value
+from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat, own_draws
 from pinchpoint.attack.windows import Window, covered, image_shape, pattern, place, tiles, window_size
 
@@ -54,13 +55,14 @@ def square(
     1
     """
     check_steps(queries, 1)
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device), torch.no_grad():
-        logits = check_inputs(model, x, y, threat)
+        logits = checked_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)
         found, index = x.detach().clone(), torch.nonzero(~fooled(logits, y)).squeeze(1)
         origin = x[index].reshape(-1, *image_shape(tuple(x.shape[1:])))
         best, standing = origin.clone(), torch.ones(len(index), dtype=torch.bool, device=x.device)
-        worst = torch.full_like(logits[index, 0], -torch.inf)  # margin at the best point
+        worst = torch.full((len(index),), -torch.inf, dtype=x.dtype, device=x.device)  # margin at the best point
         for query in range(queries):
             if float((~standing).sum()) >= max(1.0, _REPACK * len(index)):
                 found[index] = best.reshape(-1, *x.shape[1:])

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.gradient import at_once, attacking, check_inputs, fooled, value_and_gradient
+from pinchpoint.answers import answer
+from pinchpoint.attack.gradient import at_once, attacking, checked_logits, fooled, value_and_gradient
 from pinchpoint.attack.objectives import Objective, logit_scale, scaled_cross_entropy
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import DataError
 
@@ -66,9 +68,10 @@ def universal(
     [-1.0, 1.0]
     """
     check_steps(steps, restarts)
+    x, y = check_samples(x, y, threat)
     first = threat.eps if step_size is None else step_size
     with attacking(model, seed, x.device):
-        scale = logit_scale(clean_logits(model, x, y, threat))
+        scale = logit_scale(clean_logits(model, x, y))
         raised = scaled_cross_entropy(scale) if objective is None else objective
         generator = torch.Generator().manual_seed(seed)
         ball = reach(threat)
@@ -94,7 +97,17 @@ def universal(
 
 
 def apply_universal(x: Float[Tensor, "batch *shape"], delta: Tensor, threat: Threat) -> Float[Tensor, "batch *shape"]:
-    """x + delta inside ball and box."""
+    """x + delta inside ball and box.
+
+    Raises:
+        DataError: for a perturbation of another shape than the inputs.
+    """
+    if delta.shape[-(x.ndim - 1) :] != x.shape[1:]:
+        raise DataError(
+            f"a perturbation must have the shape of the inputs it is added to, {tuple(x.shape[1:])}",
+            tuple(delta.shape),
+            "fit it on inputs of that shape",
+        )
     return threat.project(x + delta, x)
 
 
@@ -107,16 +120,12 @@ def reach(threat: Threat) -> Threat:
 
 
 def clean_logits(
-    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], threat: Threat
+    model: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"]
 ) -> Float[Tensor, "batch classes"]:
-    """As ``check_inputs``, for data that need not fit into one batch."""
-    if len(x) != len(y):
-        raise DataError(
-            "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
-        )
+    """As ``checked_logits``, for data that need not fit into one batch."""
     size = at_once(x, _BATCH)
     parts = zip(x.split(size), y.split(size), strict=True)
-    return torch.cat([check_inputs(model, *part, threat) for part in parts])
+    return torch.cat([checked_logits(model, *part) for part in parts])
 
 
 def share_fooled(model: nn.Module, x: Tensor, y: Tensor, delta: Float[Tensor, "1 *shape"], threat: Threat) -> float:
@@ -124,5 +133,5 @@ def share_fooled(model: nn.Module, x: Tensor, y: Tensor, delta: Float[Tensor, "1
     with torch.no_grad():
         size = at_once(x, _BATCH)
         parts = zip(x.split(size), y.split(size), strict=True)
-        wrong = [fooled(model(apply_universal(a, delta, threat)), b) for a, b in parts]
+        wrong = [fooled(answer(model, apply_universal(a, delta, threat)), b) for a, b in parts]
     return float(torch.cat(wrong).double().mean())

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.attack.deepfool import leave_region
 from pinchpoint.attack.gradient import attacking, fooled
 from pinchpoint.attack.pgd import check_steps
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 from pinchpoint.attack.universal import apply_universal, clean_logits, reach, share_fooled
 from pinchpoint.errors import ThreatError
@@ -62,8 +64,9 @@ def universal_deepfool(
         raise ThreatError("epochs and block must be one or more", f"{epochs} and {block}", "use for example 10 and 32")
     if not 0.0 < fooling_rate <= 1.0:
         raise ThreatError("fooling_rate must be above 0 and at most 1", fooling_rate, "use for example 0.8")
+    x, y = check_samples(x, y, threat)
     with attacking(model, seed, x.device):
-        clean_logits(model, x, y, threat)
+        clean_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)
         ball, shortest = reach(threat), Threat("l2", threat.eps, threat.box)
         origin = torch.zeros_like(x[:1])
@@ -72,7 +75,7 @@ def universal_deepfool(
             for rows in torch.randperm(len(x), generator=generator).to(x.device).split(block):
                 moved = apply_universal(x[rows], delta, threat)
                 with torch.no_grad():
-                    logits = model(moved)
+                    logits = answer(model, moved)
                 left = leave_region(model, moved, y[rows], logits, shortest, steps, overshoot, candidates)
                 for update in (left - moved)[~fooled(logits, y[rows])]:
                     delta = ball.project(delta + update, origin)

@@ -9,6 +9,7 @@ from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import accuracy, cross_entropy_loss, logits_of
 from pinchpoint.evaluate.losses import adversarial_loss, loss_and_examples, universal_accuracy
 from pinchpoint.evaluate.masking import masking_warnings
+from pinchpoint.evaluate.once import not_asked, one_answer
 from pinchpoint.evaluate.sheet import Samples, attack_sheet
 from pinchpoint.evaluate.transfer import access, transfer_matrix, universal_transfer
 from pinchpoint.evaluate.verdict import Verdict, save_examples, within
@@ -28,6 +29,8 @@ __all__ = [
     "logits_of",
     "loss_and_examples",
     "masking_warnings",
+    "not_asked",
+    "one_answer",
     "robust_accuracy",
     "robust_curve",
     "save_examples",

@@ -10,12 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_cross_entropy
-from pinchpoint.attack.gradient import check_logits, check_points, eval_mode
+from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.objectives import dlr, margin
-from pinchpoint.errors import ThreatError
+from pinchpoint.attack.samples import check_logits, check_samples, check_threats
+from pinchpoint.errors import DataError, ThreatError
 from pinchpoint.evaluate.attacks import Attack
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import Verdict, distances, within
 from pinchpoint.records import ThreatNorm
 
@@ -59,8 +61,8 @@ def smallest_eps(
     [0.1, inf, 0.0]
     """
     threat = Threat(norm, eps_max, box)
-    check_points(x, threat)
-    with eval_mode(model):
+    x, y = check_samples(x, y, threat)
+    with eval_mode(model), one_answer(model, x):
         logits = logits_of(model, x, batch_size)
         check_logits(logits, y, len(x))
         objectives = (scaled_cross_entropy(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
@@ -98,20 +100,32 @@ def robust_curve(
 
     Raises:
         ThreatError: where norms or boxes differ or the budgets do not rise.
+        DataError, ModelError: as in ``robust_accuracy``.
     """
+    check_threats(threats)
     points = [*([] if known is None else [known.threat]), *threats]
     if any(a.norm != b.norm or a.box != b.box or a.eps >= b.eps for a, b in pairwise(points)):
         raise ThreatError(
             "a curve needs one norm, one box and rising budgets", [str(t) for t in points], "sort the budgets"
         )
-    if attacks is None:
-        return _searched(model, x, y, threats, known) if threats else []
-    verdicts: list[Verdict] = []
-    for threat in threats:
-        candidates = None if known is None else _stretch(x, known, threat)
-        known = robust_accuracy(model, x, y, threat, attacks=attacks, known=candidates)
-        verdicts.append(known)
-    return verdicts
+    x, y = check_samples(x, y)
+    if known is not None and known.adversarial.shape != x.shape:
+        raise DataError(
+            f"the known verdict must be that of these inputs, of shape {tuple(x.shape)}",
+            tuple(known.adversarial.shape),
+            "leave it out",
+        )
+    if not threats:
+        return []
+    with one_answer(model, x):
+        if attacks is None:
+            return _searched(model, x, y, threats, known)
+        verdicts: list[Verdict] = []
+        for threat in threats:
+            candidates = None if known is None else _stretch(x, known, threat)
+            known = robust_accuracy(model, x, y, threat, attacks=attacks, known=candidates)
+            verdicts.append(known)
+        return verdicts
 
 
 def _searched(

@@ -11,10 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
-from pinchpoint.attack.gradient import attacking, check_logits, check_points
-from pinchpoint.errors import DataError
+from pinchpoint.attack.gradient import attacking
+from pinchpoint.attack.samples import check_logits, check_samples
+from pinchpoint.errors import DataError, ModelError
 from pinchpoint.evaluate.attacks import Attack, LowPrecision, default_attacks
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.state import fingerprint, load_state, save_state
 from pinchpoint.evaluate.verdict import Verdict, within
 
@@ -72,6 +74,9 @@ def robust_accuracy(
         DataError, ModelError: for inputs no attack can take; a model that fails on a batch: with its rows.
         CheckpointError: for a state that belongs to another evaluation, or is no state.
 
+    Warns:
+        PinchpointWarning: where the model's answers depend on the batch, on chance or on earlier calls (``one_answer``).
+
     >>> model = nn.Linear(2, 2, bias=False)
     >>> _ = model.weight.data.copy_(torch.eye(2))
     >>> x = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.1, 0.9]])
@@ -79,8 +84,9 @@ def robust_accuracy(
     >>> verdict.fallen.tolist(), verdict.stage
     ([True, False, True], ('apgd-ce', 'survived', 'clean'))
     """
-    _check(x, y, threat, certified_radii, batch_size)
-    with attacking(model, 0, x.device):
+    x, y = check_samples(x, y, threat)
+    _check(x, known, certified_radii, batch_size)
+    with attacking(model, 0, x.device), one_answer(model, x):
         chosen = default_attacks(model, x, batch_size=batch_size) if attacks is None else attacks
         stages: list[tuple[str, Attack | Tensor]] = [] if known is None else [("known", known)]
         stages += chosen.items() if threat.eps > 0 else ()
@@ -111,15 +117,16 @@ def robust_accuracy(
     return tally.verdict([name for name, _ in stages])
 
 
-def _check(x: Tensor, y: Tensor, threat: Threat, radii: Tensor | None, batch_size: int) -> None:
+def _check(x: Tensor, known: Tensor | None, radii: Tensor | None, batch_size: int) -> None:
     if batch_size < 1:
         raise DataError("batch_size must be one or more", batch_size, "leave it out for 1024")
-    if len(x) != len(y):
+    if known is not None and known.shape != x.shape:
         raise DataError(
-            "there must be one label for each input", f"{len(x)} inputs and {len(y)} labels", "check the data"
+            f"known examples must have the inputs' shape {tuple(x.shape)}",
+            tuple(known.shape),
+            "give one candidate for each input",
         )
-    check_points(x, threat)
-    if radii is not None and (radii.shape != y.shape or bool(radii.isnan().any())):
+    if radii is not None and (radii.shape != x.shape[:1] or bool(radii.isnan().any())):
         raise DataError(
             f"there must be one certified radius for each of {len(x)} inputs, and none NaN",
             f"shape {tuple(radii.shape)} with {int(radii.isnan().sum())} NaN",
@@ -174,7 +181,12 @@ class _Tally:
 
     def judge(self, rows: Tensor, candidates: Tensor) -> Tensor:
         """Check the candidates for these standing rows; which of them fell."""
-        stored = candidates.detach().float().to(self.x.dtype)
+        if not isinstance(candidates, Tensor) or candidates.shape != self.x[rows].shape:
+            seen = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+            raise ModelError(
+                f"an attack must return examples of its inputs' shape {tuple(self.x[rows].shape)}", seen, "mend it"
+            )
+        stored = candidates.detach().float().to(self.x)
         wrong = misclassified(logits_of(self.model, stored), self.y[rows])
         allowed = within(stored, self.x[rows], self.threat)
         self.adversarial[rows[allowed]] = stored[allowed]

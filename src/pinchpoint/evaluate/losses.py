@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_cross_entropy, universal
 from pinchpoint.attack.gradient import at_once, eval_mode
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import within
 
 
@@ -42,7 +44,8 @@ def loss_and_examples(
 
     ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way and finds no more.
     """
-    with eval_mode(model):
+    x, y = check_samples(x, y, threat)
+    with eval_mode(model), one_answer(model, x):
         objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
@@ -75,8 +78,9 @@ def universal_accuracy(
     ``at_a_time`` is the number of samples in one pass with gradients. A test sample the perturbation would carry outside
     ball or box (it cannot, but that is checked) counts as right.
     """
-    with eval_mode(model):
+    x, y = check_samples(*test, threat)
+    with eval_mode(model), one_answer(model, x):
         delta = universal(model, *train, threat, steps=steps, at_a_time=at_a_time, seed=seed)
-        moved = apply_universal(test[0], delta[None], threat)
-        wrong = misclassified(logits_of(model, moved), test[1])
-        return 1.0 - float((wrong & within(moved, test[0], threat)).double().mean()), delta
+        moved = apply_universal(x, delta[None], threat)
+        wrong = misclassified(logits_of(model, moved), y)
+        return 1.0 - float((wrong & within(moved, x, threat)).double().mean()), delta

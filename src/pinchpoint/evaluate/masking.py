@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.attack import (
     Objective,
     Threat,
@@ -20,10 +21,13 @@ from pinchpoint.attack import (
     scaled_cross_entropy,
     square,
 )
-from pinchpoint.attack.gradient import attacking, check_logits, check_points, value_and_gradient
+from pinchpoint.attack.gradient import attacking, input_gradient, value_and_gradient
+from pinchpoint.attack.samples import check_logits, check_samples
+from pinchpoint.errors import ModelError
 from pinchpoint.evaluate.attacks import Attack, default_attacks
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
+from pinchpoint.evaluate.once import not_asked
 from pinchpoint.evaluate.verdict import Verdict
 
 _MANY = 0.1  # share of samples from which a fault is reported
@@ -65,12 +69,12 @@ def masking_warnings(
     >>> masking_warnings(Rounded(), x, torch.tensor([0, 0]), Threat("linf", 0.2))[0]
     'the gradient is zero at 2 of 2 samples'
     """
-    check_points(x, threat)
-    with attacking(model, seed, x.device):
+    x, y = check_samples(x, y, threat)
+    with attacking(model, seed, x.device), not_asked(model):
         logits = logits_of(model, x)
         check_logits(logits, y, len(x))
         with torch.no_grad():
-            model(x[:2])
+            answer(model, x[:2])
         changed = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
         model.eval()
         found = [f"the model leaves eval mode when it is called ({', '.join(changed[:3])})"] if changed else []
@@ -92,7 +96,7 @@ def _randomised(model: nn.Module, x: Tensor, seed: int) -> list[str]:
     passes = []
     for draw in (seed, seed + 1):
         with attacking(model, draw, x.device), torch.no_grad():
-            passes.append(model(x))
+            passes.append(answer(model, x))
     first, second = passes
     spread = (first.amax(1) - first.amin(1)).clamp_min(torch.finfo(first.dtype).tiny)
     differ = int(((first - second).abs().amax(1) > 1e-4 * spread).sum())
@@ -108,8 +112,11 @@ def _differentiable(model: nn.Module, x: Tensor) -> bool:
     """Whether autograd finds a way from the logits back to the input."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        logits = model(x)
-        return bool(logits.requires_grad) and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
+        try:
+            input_gradient(model, x, answer(model, x).sum(1))
+        except ModelError:
+            return False
+        return True
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:

@@ -25,7 +25,7 @@ from pinchpoint.attack import (
     standard_ensemble,
     universal,
 )
-from pinchpoint.attack.gradient import check_logits, check_points
+from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.bound import margins, radii_from_margins
 from pinchpoint.errors import ConfigError, ModelError, ThreatError
 from pinchpoint.evaluate.attacks import Attack, default_attacks
@@ -33,6 +33,7 @@ from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
 from pinchpoint.evaluate.masking import masking_warnings
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import Verdict, save_examples, writable
 from pinchpoint.measure.layers import float64_copy
 from pinchpoint.records import Attacked, AttackSheet, CurvePoint, Norm
@@ -139,27 +140,30 @@ def attack_sheet(
     plan = plan or Plan()
     if not threats:
         raise ThreatError("an attack needs a threat", "none", "give for example linf:8/255")
+    check_threats(threats)
     if len({_file(threat) for threat in threats}) < len(threats):
         raise ThreatError("each threat is attacked once", ", ".join(map(str, threats)), "leave out the second")
     if plan.attack == "universal" and data.fit is None:
         raise ConfigError("a universal perturbation is fitted on other data", "none", "give training data as fit")
-    for threat in threats:
-        check_points(data.x, threat)
+    x, y = check_samples(data.x, data.y, *threats)
+    data = Samples(x, y, data.fit)
     if out is not None:
         with writable(out):
             pass
-    logits = logits_of(model, data.x, plan.batch_size)
-    check_logits(logits, data.y, len(data.x))
-    clean = ~misclassified(logits, data.y)
-    return AttackSheet(
-        attack=plan.attack,
-        steps=plan.effort,
-        seed=plan.seed,
-        samples=len(data.x),
-        fitted_on=len(data.fit[0]) if plan.attack == "universal" and data.fit is not None else None,
-        clean_accuracy=float(clean.double().mean()),
-        threats=[_attacked(model, data, threat, plan, clean, out, watcher) for threat in threats],
-    )
+    with one_answer(model, x, warn=False) as doubt:
+        logits = logits_of(model, x, plan.batch_size)
+        check_logits(logits, y, len(x))
+        clean = ~misclassified(logits, y)
+        doubts = [*([] if doubt is None else [doubt]), *_doubts(y, clean, logits.shape[1])]
+        return AttackSheet(
+            attack=plan.attack,
+            steps=plan.effort,
+            seed=plan.seed,
+            samples=len(x),
+            fitted_on=len(data.fit[0]) if plan.attack == "universal" and data.fit is not None else None,
+            clean_accuracy=float(clean.double().mean()),
+            threats=[_attacked(model, data, threat, plan, clean, doubts, out, watcher) for threat in threats],
+        )
 
 
 def write_sheet(sheet: AttackSheet, folder: Path) -> Path:
@@ -176,12 +180,13 @@ def _attacked(
     threat: Threat,
     plan: Plan,
     clean: Tensor,
+    doubts: Sequence[str],
     out: Path | None,
     watcher: Watcher | None,
 ) -> Attacked:
-    """One threat. ``clean`` says which samples are right without attack."""
+    """One threat. ``clean`` says which samples are right without attack; ``doubts`` are warnings about all threats."""
     start = time.perf_counter()
-    warnings: list[str] = []
+    warnings = list(doubts)
     radii = _radii(model, data, threat, plan.certify_s, warnings) if plan.certify_s > 0 else None
     state = None if out is None else out / f"{_file(threat)}.state.safetensors"
     if watcher is not None and plan.attack == "universal":
@@ -226,6 +231,21 @@ def _attacked(
         warnings=warnings,
         seconds=time.perf_counter() - start,
     )
+
+
+def _doubts(y: Tensor, clean: Tensor, classes: int) -> list[str]:
+    """What the samples say about the model that robustness cannot be read without."""
+    found, right, samples = [], int(clean.sum()), len(clean)
+    if samples > 1 and bool((y == y[0]).all()):
+        found.append(
+            f"all {samples} labels are {int(y[0])}: a model that always answers that would be right everywhere"
+        )
+    if samples >= classes and right * classes <= samples:
+        found.append(
+            f"{right} of {samples} samples are right without attack, no more than by guessing among {classes} classes: are "
+            "these the model's labels and its normalisation?"
+        )
+    return found
 
 
 def _attacks(model: nn.Module, data: Samples, threat: Threat, plan: Plan) -> dict[str, Attack]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, apply_universal, square, universal
-from pinchpoint.attack.gradient import check_logits, check_points
+from pinchpoint.attack.samples import check_logits, check_samples
 from pinchpoint.errors import ModelError, PinchpointError
 from pinchpoint.evaluate.attacks import Attack
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
 from pinchpoint.evaluate.losses import adversarial_loss
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import within
 from pinchpoint.records import Access, TransferMatrix
 
@@ -57,12 +58,14 @@ def transfer_matrix(
     >>> transfer_matrix({"one": one, "other": other}, x, y, Threat("linf", 0.2)).robust_accuracy
     [[0.5, 1.0], [0.5, 1.0]]
     """
-    right = _right_at_once(models, x, y, threat, batch_size)
-    examples = {}
-    for name, model in models.items():
-        with _of(name):
-            examples[name] = _made_on(model, x, y, threat, attack, batch_size, seed)
-    return _judge("examples", models, examples, right, x, y, threat, None, batch_size)
+    x, y = check_samples(x, y, threat)
+    with ExitStack() as asked:
+        right = _right_at_once(models, x, y, batch_size, asked)
+        examples = {}
+        for name, model in models.items():
+            with _of(name):
+                examples[name] = _made_on(model, x, y, threat, attack, batch_size, seed)
+        return _judge("examples", models, examples, right, x, y, threat, None, batch_size)
 
 
 def universal_transfer(
@@ -88,13 +91,14 @@ def universal_transfer(
         ModelError, DataError: as in ``transfer_matrix``.
     """
     fit_one = partial(universal, seed=seed) if attack is None else attack
-    x, y = held_out
-    right = _right_at_once(models, x, y, threat, batch_size)
-    moved = {}
-    for name, model in models.items():
-        with _of(name):
-            moved[name] = apply_universal(x, fit_one(model, *fit, threat)[None], threat)
-    return _judge("universal", models, moved, right, x, y, threat, len(fit[0]), batch_size)
+    x, y = check_samples(*held_out, threat)
+    with ExitStack() as asked:
+        right = _right_at_once(models, x, y, batch_size, asked)
+        moved = {}
+        for name, model in models.items():
+            with _of(name):
+                moved[name] = apply_universal(x, fit_one(model, *fit, threat)[None], threat)
+        return _judge("universal", models, moved, right, x, y, threat, len(fit[0]), batch_size)
 
 
 def access(
@@ -132,14 +136,16 @@ def access(
     >>> found.white_box, found.transfer, found.queries, found.only_white_box
     (0.5, {'itself': 0.5}, 0.5, 0)
     """
+    x, y = check_samples(x, y, threat)
     against = partial(robust_accuracy, model, x, y, threat, batch_size=batch_size)
-    white = against(attacks=attacks)
-    transferred = {}
-    for name, surrogate in surrogates.items():
-        with _of(name):
-            examples = _made_on(surrogate, x, y, threat, attack, batch_size, seed)
-        transferred[name] = against(attacks={}, known=examples)
-    queried = against(attacks={"square": partial(square, queries=queries, seed=seed)})
+    with one_answer(model, x):
+        white = against(attacks=attacks)
+        transferred = {}
+        for name, surrogate in surrogates.items():
+            with _of(name), one_answer(surrogate, x):
+                examples = _made_on(surrogate, x, y, threat, attack, batch_size, seed)
+            transferred[name] = against(attacks={}, known=examples)
+        queried = against(attacks={"square": partial(square, queries=queries, seed=seed)})
     without_gradients = queried.fallen
     for verdict in transferred.values():
         without_gradients = without_gradients | verdict.fallen
@@ -171,15 +177,16 @@ def _made_on(
 
 
 def _right_at_once(
-    models: Mapping[str, nn.Module], x: Tensor, y: Tensor, threat: Threat, batch_size: int
+    models: Mapping[str, nn.Module], x: Tensor, y: Tensor, batch_size: int, asked: ExitStack
 ) -> dict[str, Tensor]:
-    """For each model, the samples it gets right without attack; models and data are checked."""
+    """For each model, the samples it gets right without attack. Models are checked; none is asked again (``one_answer``)
+    before ``asked`` is closed."""
     if not models:
         raise ModelError("attacks are transferred between one model or more", "none", "give models by name")
-    check_points(x, threat)
     right = {}
     for name, model in models.items():
         with _of(name):
+            asked.enter_context(one_answer(model, x))
             logits = logits_of(model, x, batch_size)
             check_logits(logits, y, len(x))
             right[name] = ~misclassified(logits, y)

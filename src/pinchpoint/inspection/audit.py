@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.attack.samples import check_samples, check_threats
 from pinchpoint.errors import ConfigError, DataError
+from pinchpoint.evaluate import one_answer
 from pinchpoint.inspection import words
 from pinchpoint.inspection.clock import Clock, Told
 from pinchpoint.inspection.drawn_up import drawn_up
@@ -70,7 +73,7 @@ def audit(
         raise ConfigError("an audit needs one sample or more", samples, "use for example 1000")
     content = _loaded(data, samples)
     place = device_of(device)
-    sources = [_opened(one, content) for one in (model, against) if one is not None]
+    sources = [_opened(one, content) for one in (model, *([] if against is None else [against]))]
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
     effort = Effort.of(content.input_shape, standard)
     reports: list[AuditReport] = []
@@ -79,7 +82,8 @@ def audit(
     for left, source in zip(range(len(sources), 0, -1), sources, strict=True):
         clock = Clock(None if budget is None else max(spent.left / left, 1.0), told)
         work = Work(source, content, x, y, tuple(asked), effort, clock, seed)
-        with eval_mode(source.model.to(place)):
+        with eval_mode(source.model.to(place)), one_answer(source.model, x, warn=False) as doubt:
+            work.warnings += [] if doubt is None else [doubt]
             work.do(trial=try_advice and not reports)
         reports.append(drawn_up(work, command or _command(sources, content, asked, samples, seed), budget))
         works.append(work)
@@ -106,6 +110,7 @@ def parsed(threats: Sequence[str | Threat]) -> list[Threat]:
         ConfigError: for none at all, and two in one norm.
     """
     asked = [Threat.parse(one) if isinstance(one, str) else one for one in threats]
+    check_threats(asked)
     if not asked or len({one.norm for one in asked}) < len(asked):
         seen = ", ".join(map(str, asked)) or "none"
         raise ConfigError("an audit takes one threat or more, each norm once", seen, "give for example linf:8/255")
@@ -117,10 +122,11 @@ def _loaded(data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor], samples
         return load(data if isinstance(data, DataConfig) else DataConfig(name=data))
     if not isinstance(data, tuple):
         return data
-    x, y = data
-    if len(x) != len(y) or not len(x) or y.ndim != 1 or y.is_floating_point() or int(y.min()) < 0:
-        seen = f"{tuple(x.shape)} inputs, {tuple(y.shape)} labels of {y.dtype}"
-        raise DataError("inputs come with a label each, a whole number from 0", seen, "give (x, y)")
+    if len(data) != 2:
+        raise DataError("data are inputs and labels", f"{len(data)} parts", "give (x, y)")
+    x, y = check_samples(*data)
+    if int(y.min()) < 0:
+        raise DataError("labels must be whole numbers from 0", int(y.min()), "leave out what has no class")
     rest, labels = x[samples:].float(), y[samples:]
     classes = int(y.max()) + 1
     return Dataset("tensors", classes, rest, labels, rest[:0], labels[:0], x[:samples].float(), y[:samples])
@@ -129,13 +135,13 @@ def _loaded(data: str | DataConfig | AnyDataset | tuple[Tensor, Tensor], samples
 def _opened(model: str | Path | Source | nn.Module, data: AnyDataset) -> Source:
     if isinstance(model, nn.Module):
         with torch.no_grad(), eval_mode(model):
-            x = data.test.tensors(1)[0].to(next((one.device for one in model.parameters()), torch.device("cpu")))
-            logits = model(x)
-        known = isinstance(logits, Tensor) and logits.ndim == 2
-        classes = logits.shape[1] if known else None
+            x = data.test.tensors(2)[0].to(next((one.device for one in model.parameters()), torch.device("cpu")))
+            classes = answer(model, x).shape[1]
         notes = ("a module is taken to expect pixels in [0, 1]",)
         source = Source(type(model).__name__, model, data.input_shape, classes, notes, normalisation="none")
     else:
+        if not isinstance(model, str | Path | Source):
+            check_module(model)
         source = model if isinstance(model, Source) else open_model(str(model), data.input_shape)
     return fitting(with_known_normalisation(source), data)
 

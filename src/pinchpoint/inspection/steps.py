@@ -32,6 +32,7 @@ from pinchpoint.evaluate import (
     default_attacks,
     logits_of,
     loss_and_examples,
+    one_answer,
     robust_accuracy,
     robust_curve,
     universal_accuracy,
@@ -170,20 +171,21 @@ def attack(
     model: nn.Module, x: Tensor, y: Tensor, threat: ThreatConfig, config: AuditConfig, seed: int
 ) -> tuple[Judged, Tensor]:
     """Verdicts at the judged budget and along the curve, and losses; and the worst points found."""
-    clean_loss = float(cross_entropy_loss(model, x, y).mean())
-    losses, where, known = loss_and_examples(model, x, y, threat.threat(), steps=config.steps, seed=seed)
-    budgets = sorted({*threat.curve, threat.eps})
-    quick = default_attacks(model, x, steps=config.curve_steps, seed=seed)
-    thorough = default_attacks(model, x, steps=config.steps, seed=seed)
-    del thorough["apgd-ce"]  # which would go the way of the search for the loss once more
-    below = robust_curve(model, x, y, [threat.threat(eps) for eps in budgets if eps < threat.eps], attacks=quick)
-    if below:  # what a smaller budget found holds here too
-        fell = below[-1].fallen.reshape(-1, *(1,) * (x.ndim - 1))
-        known = torch.where(fell, below[-1].adversarial, known)
-    judged = robust_accuracy(model, x, y, threat.threat(), attacks=thorough, known=known)
-    above = robust_curve(
-        model, x, y, [threat.threat(eps) for eps in budgets if eps > threat.eps], attacks=quick, known=judged
-    )
+    with one_answer(model, x):
+        clean_loss = float(cross_entropy_loss(model, x, y).mean())
+        losses, where, known = loss_and_examples(model, x, y, threat.threat(), steps=config.steps, seed=seed)
+        budgets = sorted({*threat.curve, threat.eps})
+        quick = default_attacks(model, x, steps=config.curve_steps, seed=seed)
+        thorough = default_attacks(model, x, steps=config.steps, seed=seed)
+        del thorough["apgd-ce"]  # which would go the way of the search for the loss once more
+        below = robust_curve(model, x, y, [threat.threat(eps) for eps in budgets if eps < threat.eps], attacks=quick)
+        if below:  # what a smaller budget found holds here too
+            fell = below[-1].fallen.reshape(-1, *(1,) * (x.ndim - 1))
+            known = torch.where(fell, below[-1].adversarial, known)
+        judged = robust_accuracy(model, x, y, threat.threat(), attacks=thorough, known=known)
+        above = robust_curve(
+            model, x, y, [threat.threat(eps) for eps in budgets if eps > threat.eps], attacks=quick, known=judged
+        )
     result = Judged(
         norm=threat.norm,
         eps=threat.eps,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.learn.part import Part, TensorPart
 
 _BATCH = 1024
@@ -27,7 +28,7 @@ def validate(
     for x, y in part.batches(rows, device):
         x = x if attack is None else attack(model, x, y)
         with torch.no_grad():
-            logits = model(x)
+            logits = answer(model, x)
             loss += float(nn.functional.cross_entropy(logits, y, reduction="sum"))
             right += int((logits.argmax(1) == y).sum())
     model.train(training)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.threat import own_draws
 from pinchpoint.errors import ModelError
@@ -20,6 +21,7 @@ from pinchpoint.measure.compressibility import dominant_terms
 from pinchpoint.measure.layers import Layer, layers
 from pinchpoint.mechanism.directions import baseline
 from pinchpoint.mechanism.inside import Inside, inside
+from pinchpoint.mechanism.pairs import changed_pairs
 from pinchpoint.mechanism.passing import Seen, sample_dimension, samples_first, watching
 from pinchpoint.records import ThreatNorm
 
@@ -88,10 +90,7 @@ def gains(
     >>> round(gains(model, x, x + torch.tensor([[0.1, 0.0]]))[0].gain, 4)  # log 2: the input itself keeps its length
     0.6931
     """
-    changed = (x_adv != x).flatten(1).any(1)
-    if not bool(changed.any()):
-        raise ModelError("at least one perturbed input must differ from the input", "none", "use a larger budget")
-    x, x_adv = x[changed], x_adv[changed]
+    x, x_adv = changed_pairs(x, x_adv)
     with eval_mode(model), torch.no_grad():
         found = [layer for layer in layers(model) if layer.diagonal is None]
         sums = _find(model, found, x, k_share, seed)
@@ -99,7 +98,7 @@ def gains(
         for rows in torch.arange(len(x)).split(max(1, _NUMBERS // (3 * x[0].numel()))):
             clean, moved = x[rows], x_adv[rows]
             with watching(model, [one.layer for one in sums.values()], _adding(sums, len(rows))):
-                model(torch.cat([clean, moved, clean + random[rows]]))
+                answer(model, torch.cat([clean, moved, clean + random[rows]]))
             for one in sums.values():
                 one.close()
     results = [result for one in sums.values() if (result := one.result()) is not None]
@@ -181,7 +180,7 @@ def _find(model: nn.Module, found: list[Layer], x: Tensor, k_share: float, seed:
         dims.setdefault(layer.name, set()).add((sample_dimension(source), sample_dimension(target)))
 
     with watching(model, found, seen):
-        model(torch.cat([x[:1], other, x[:1]]))
+        answer(model, torch.cat([x[:1], other, x[:1]]))
     by_name = {layer.name: layer for layer in found}
     sums = {}
     for name, places in dims.items():

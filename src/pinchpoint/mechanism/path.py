@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pinchpoint.answers import answer, check_module
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import dominant_terms
 from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.mechanism.directions import alignment, baseline
+from pinchpoint.mechanism.pairs import changed_pairs
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,8 @@ def trace(
     >>> [step.name for step in trace(model, torch.zeros(2, 4) + 0.5, torch.ones(2, 4))]
     ['0', '2']
     """
-    changed = (x_adv != x).flatten(1).any(1)
-    if not bool(changed.any()):
-        raise ModelError("at least one perturbed input must differ from the input", "none", "use a larger budget")
-    clean, moved = _activations(model, x[changed]), _activations(model, x_adv[changed])
+    x, x_adv = changed_pairs(x, x_adv)
+    clean, moved = _activations(model, x), _activations(model, x_adv)
     if not clean:
         raise ModelError("a trace needs fully connected layers", "none", "give a model with nn.Linear layers")
     steps = []
@@ -105,6 +105,7 @@ def _mean_change(z: Tensor, z_adv: Tensor, name: str) -> float:
 
 def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """Input and output of each fully connected layer, in the order of the calls."""
+    check_module(model)
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     handles = []
     for name, module in linear_modules(model):
@@ -112,13 +113,14 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tens
             continue
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            if inputs and inputs[0].ndim == 2:
-                seen[name] = (module, inputs[0].detach(), output.detach())
+            if inputs and inputs[0].ndim == 2 and inputs[0].layout == torch.strided:
+                # what comes after may change the output in place
+                seen[name] = (module, inputs[0].detach().clone(), output.detach().clone())
 
         handles.append(module.register_forward_hook(hook))
     try:
         with eval_mode(model), torch.no_grad():
-            model(x)
+            answer(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,75 @@
+"""Whether a verdict on a model means anything, asked once: by whichever entry a call comes in through."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pinchpoint.answers import answer, said
+from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.errors import ModelError, PinchpointWarning
+from pinchpoint.measure import check_forward
+
+_ASKED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that have been asked", default=())
+
+
+@contextmanager
+def one_answer(model: nn.Module, x: Float[Tensor, "batch *shape"], *, warn: bool = True) -> Iterator[str | None]:
+    """Ask whether a model gives each sample one answer (``check_forward``); within, no entry asks it again.
+
+    Gives one sentence where it does not, None where it does. Attacks may go on, in the batches they come in; what they find
+    is a matter of those batches, so the sentence has to reach whoever reads the verdict. ``pinchpoint.OneAtATime`` attacks
+    such a model one sample at a time.
+
+    Args:
+        model: what is judged.
+        x: some of the samples it is judged on.
+        warn: the sentence is also given as a ``PinchpointWarning``, for entries whose result has no place for it.
+
+    Raises:
+        ModelError: for a model that fails on these samples, or returns no matrix of logits.
+
+    >>> model = nn.Linear(2, 2)
+    >>> with one_answer(model, torch.rand(3, 2)) as doubt, one_answer(model, torch.rand(3, 2)):
+    ...     print(doubt)
+    None
+    """
+    doubt = None if any(model is one for one in _ASKED.get()) else _doubt(model, x)
+    if doubt is not None and warn:
+        warnings.warn(doubt, PinchpointWarning, stacklevel=4)
+    with not_asked(model):
+        yield doubt
+
+
+@contextmanager
+def not_asked(model: nn.Module) -> Iterator[None]:
+    """Within, no entry asks whether this model gives each sample one answer: whoever enters has seen to that."""
+    token = _ASKED.set((*_ASKED.get(), model))
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+def _doubt(model: nn.Module, x: Tensor) -> str | None:
+    with eval_mode(model), torch.no_grad():
+        answer(model, x[:2])  # what is no classifier is refused for that
+        try:
+            check_forward(model, x)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except ModelError as error:
+            seen = str(error)
+        except Exception as error:  # of a batch of another size
+            seen = (
+                f"a model must take every batch it is given, but got {said(error)}; let it take any number of samples."
+            )
+        else:
+            return None
+    return f"the verdict holds for no other batches or calls: {seen}"
