@@ -21,7 +21,15 @@ def test_sentence_has_rule_value_and_remedy(kind):
 
 
 def test_family_is_complete():
-    names = {"ConfigError", "DataError", "ModelError", "CheckpointError", "ThreatError", "StoreError"}
+    names = {
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "CheckpointError",
+        "ThreatError",
+        "StoreError",
+        "ContradictionError",
+    }
     assert {kind.__name__ for kind in PinchpointError.__subclasses__()} == names
     assert names <= set(vars(errors))
 

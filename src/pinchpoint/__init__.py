@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pinchpoint.version import __version__
+
 if TYPE_CHECKING:
     from pinchpoint.attack import Threat, apgd, pgd, universal
     from pinchpoint.bound import alignment, certified_radii, gap_bound, lipschitz, margins, structure_scale
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from pinchpoint.evaluate import robust_accuracy, robust_curve
     from pinchpoint.inspection.audit import audit
     from pinchpoint.measure import OneAtATime, k_for_residual, layers, profile, residual, spread
-
-__version__ = "0.1.0.dev0"
 
 _HOMES = {
     "attack": ("Threat", "apgd", "pgd", "universal"),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pinchpoint.version import __version__
+
 _LONGEST_VALUE = 200
 
 
@@ -66,8 +68,6 @@ class ContradictionError(PinchpointError):
     """A certified number that something else refutes: a fault of Pinchpoint's own, never of the user's."""
 
     def __init__(self, rule: str, value: object, remedy: str = "") -> None:
-        from pinchpoint import __version__
-
         request = (
             f"this is a fault of pinchpoint {__version__}: please report it with the model, and trust no bound of it"
         )

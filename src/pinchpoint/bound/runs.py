@@ -146,9 +146,10 @@ class Run:
             for operation, node, shape in self.folded
         ]
         relative = times_up(8.0 * (sum(sizes) + 8.0) * EPS64, *norms)
-        # numbers too small for float64 lose their digits, whatever the others are; later layers enlarge that
-        vanished = [times_up(SMALLEST, float(max(sizes)) ** 2, *norms[place + 1 :]) for place in range(len(norms))]
-        return inflate(relative + sum(vanished), len(norms) + 1)
+        # numbers too small for float64 lose their digits, whatever the others are, and the other layers enlarge that: those
+        # behind in a product from the left, those before in one from the right
+        vanished = times_up(SMALLEST, len(norms) * float(max(sizes)) ** 2, *(max(1.0, norm) for norm in norms))
+        return inflate(relative + vanished, 2)
 
     def _written_out(self) -> Tensor:
         start = torch.zeros(self.input_shape, dtype=torch.float64, device=self.device)
@@ -167,7 +168,7 @@ class Run:
             basis = torch.eye(self.columns, dtype=torch.float64, device=self.device).reshape(-1, *self.input_shape)
             columns: Tensor = torch.func.vmap(lambda t: _linear_part(run, start, t), chunk_size=256)(basis)
             matrix = columns.reshape(self.columns, self.rows).T.contiguous()
-        _check_values(run, start, lambda x: matrix @ x.flatten(), self.name)
+        _check_values(run, start, lambda x: matrix @ x.flatten(), self.name, self._rounding)
         return matrix
 
     @property
@@ -210,16 +211,31 @@ def _dense_bounds(matrix: Tensor, norm: Norm) -> Bounds:
     return low, inflate(high, 1)
 
 
-def _check_values(run: Callable[..., Tensor], start: Tensor, linear: Callable[[Tensor], Tensor], name: str) -> None:
-    """Refuse a linear part that is not what the values of an affine map say: one pair of inputs, by values alone."""
-    x = torch.linspace(-1.0, 1.0, start.numel() + 1, dtype=start.dtype, device=start.device)[1:].reshape(start.shape)
-    here, there, change = run(start).flatten(), run(start + x).flatten(), linear(x).flatten()
-    size = torch.fmax(here.abs(), there.abs()) + change.abs().amax()
-    if bool(((there - here - change).abs() > 1e-6 * size).any()):
-        raise ContradictionError(
-            "the derivative of a linear operation must be that of its values",
-            f"differences of {float((there - here - change).abs().max()):.3g} at '{name or 'the top level'}'",
-        )
+def _check_values(
+    run: Callable[..., Tensor], start: Tensor, linear: Callable[[Tensor], Tensor], name: str, rounding: float = 0.0
+) -> None:
+    """Refuse a linear part that is not what the values of an affine map say: a pair of inputs, by values alone.
+
+    Constants on the way can hide what a small input does, and large numbers overflow, so one size that agrees is enough: a
+    derivative of another function is wrong at all of them. ``rounding`` bounds the error of the linear part, in l2.
+    """
+    direction = torch.linspace(-1.0, 1.0, start.numel() + 1, dtype=start.dtype, device=start.device)[1:]
+    apart = math.inf
+    for size in (1.0, 1e8, 1e-4, 1e16, 1e100, 1e-100, 1e200):
+        x = size * direction.reshape(start.shape)
+        here, there, change = run(start).flatten(), run(start + x).flatten(), linear(x).flatten()
+        allowed = 1e-6 * (torch.fmax(here.abs(), there.abs()) + change.abs().amax()) if change.numel() else change
+        if math.isfinite(rounding):
+            allowed = allowed + 2.0 * rounding * float(x.norm())
+        # a constant that is infinite stays where it is
+        off = (torch.where(there == here, 0.0, there - here) - change).abs()
+        if bool((off <= allowed).all()):
+            return
+        apart = min(apart, float((off / allowed).nan_to_num(nan=math.inf).max()))
+    raise ContradictionError(
+        "the derivative of a linear operation must be that of its values",
+        f"differences {apart:.3g} times what rounding allows at '{name or 'the top level'}'",
+    )
 
 
 def _linear_part(run: Callable[..., Tensor], start: Tensor, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ Method = Literal["auto", "gram", "svd"]
 _GRAM_FROM = 32  # below, an SVD takes well under a millisecond
 _GRAM_FLOOR = 1e-4
 _BLOCK = 128
+_SPAN, _STEP = 2200, 1000  # powers of two from float64's smallest number to its largest, and what one product may take
 _TINY, _HUGE = 1e-100, 1e100  # between them squares and their sums are safe
 _MANY_THREADS_FROM = 1024
 
@@ -248,5 +249,8 @@ def shifted(values: Float[Tensor, "*shape"], exponent: int) -> Float[Tensor, "*s
     >>> shifted(torch.tensor([1e-300], dtype=torch.float64), 1000).item() == 1e-300 * 2.0**1000
     True
     """
-    half = exponent // 2  # 2**exponent itself may be no number
-    return values * 2.0**half * 2.0 ** (exponent - half)
+    left = max(-_SPAN, min(_SPAN, exponent))
+    while left:  # 2**exponent itself may be no number
+        step = max(-_STEP, min(_STEP, left))
+        values, left = values * 2.0**step, left - step
+    return values
