@@ -49,6 +49,8 @@ def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
     weights = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
 
     def keep(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # a sparse one has no storage of its own
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
