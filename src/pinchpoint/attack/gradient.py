@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pinchpoint.answers import answer, check_module, said
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.samples import check_logits
-from pinchpoint.errors import ModelError, PinchpointError
+from pinchpoint.errors import DataError, ModelError, PinchpointError
 
 
 def checked_logits(
@@ -37,9 +37,14 @@ _NUMBERS = 2**22
 def at_once(x: Tensor, most: int) -> int:
     """Inputs in one pass: as many as asked for, but no more than large images leave memory for.
 
+    Raises:
+        DataError: for fewer than one.
+
     >>> at_once(torch.zeros(1, 3, 32, 32), 1024), at_once(torch.zeros(1, 3, 224, 224), 1024)
     (1024, 27)
     """
+    if most < 1:
+        raise DataError("batch_size must be one or more", most, "leave it out for 1024")
     return min(most, max(1, _NUMBERS // max(1, x[0].numel())))
 
 
