@@ -7,6 +7,7 @@ known (``pinchpoint.bound.operations``); any other is named in the error, with t
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import operator
@@ -26,7 +27,8 @@ from torch.nn import functional
 from pinchpoint.bound.agreement import check_agreement
 from pinchpoint.bound.operations import VARYING, Call, HasLipschitz, Known, Operation, Positive, Unbounded, understand
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.layers import float64_copy
+from pinchpoint.measure.forward import own_dtype
+from pinchpoint.measure.weights import computed_tensors, float64_copy
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -141,18 +143,26 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None = None) -> Network
     if not isinstance(model, nn.Module):
         raise ModelError("a model must be a torch.nn.Module", type(model).__name__, "load the checkpoint first")
     shape = tuple(input_shape) if input_shape is not None else _shape_of_input(model)
+    _check_weights(model)
     copied = float64_copy(model)
-    _check_finite(copied)
     device = next((tensor.device for tensor in copied.state_dict().values()), torch.device("cpu"))
     example = torch.zeros(1, *shape, dtype=torch.float64, device=device)
-    network = Network(_Reader(copied, _export(copied, example)).read(), device)
+    network = Network(_Reader(copied, _export(model, copied, example)).read(), device)
     if not network.unbounded():
         check_agreement(network, model, copied, example)
     return network
 
 
-def _check_finite(model: nn.Module) -> None:
+def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise ModelError(
+                "weights must be there", f"'{name}' on the meta device, without values", "load the checkpoint first"
+            )
+        if parameter.numel() == 0:
+            raise ModelError(
+                "layers must have units", f"'{name}' of shape {tuple(parameter.shape)}", "leave the empty layer out"
+            )
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 "weights must be finite",
@@ -191,19 +201,38 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
+def _check_runs(model: nn.Module, copied: nn.Module, example: Tensor) -> None:
+    """Refuse a model that does not run on the example, with the reason."""
     try:
         with torch.no_grad():
-            model(example)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            copied(example.clone())
+    except Exception as error:  # whatever a foreign module raises
+        seen = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    else:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model, computed_tensors(model)).eval()(example.to(own_dtype(model), copy=True))
+    except Exception:
         raise ModelError(
             f"a model must run on one input of shape {tuple(example.shape[1:])}",
-            f"{type(error).__name__}: {error}",
-            "give the shape of its inputs as input_shape",
+            seen,
+            "wrap it in a module that takes one input"
+            if seen.startswith("TypeError")
+            else "give the shape of its inputs as input_shape",
         ) from None
+    raise ModelError(
+        "a certified bound needs a model that runs in float64",
+        seen,
+        "bound it before it is quantised, and take casts to other dtypes out of forward",
+    )
+
+
+def _export(model: nn.Module, copied: nn.Module, example: Tensor) -> ExportedProgram:
+    _check_runs(model, copied, example)
     try:
         with _quietly(), torch.no_grad():
-            program = torch.export.export(model, (example,), strict=False)
+            program = torch.export.export(copied, (example,), strict=False)
             if any(_changes_its_input(item) for item in program.graph.nodes):
                 # an empty table keeps operations whole, and still turns in-place operations into pure ones
                 program = program.run_decompositions({})
@@ -212,7 +241,9 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         raise ModelError(
             "a certified bound needs a model that torch.export can trace: the same operations for every input",
             f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
-            "take decisions that depend on values out of forward",
+            "take decisions that depend on values out of forward"
+            if "data-dependent" in str(error)
+            else "compute with torch's operations from the input to the output: no NumPy, no .data",
         ) from None
 
 

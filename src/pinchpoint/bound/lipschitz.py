@@ -30,7 +30,7 @@ from pinchpoint.bound.ellipsoid import ellipsoid_bound
 from pinchpoint.bound.gate import certified, check_pairs
 from pinchpoint.bound.graph import Network, trace
 from pinchpoint.bound.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
-from pinchpoint.bound.operations import Dense
+from pinchpoint.bound.operations import Dense, Known
 from pinchpoint.bound.product import Item, items_of, propagate
 from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.bound.runs import Run
@@ -85,7 +85,8 @@ class Margins:
 def encoder(
     model: nn.Module | Network, input_shape: Sequence[int] | None = None
 ) -> tuple[Network, Float[Tensor, "classes d"]]:
-    """Split a network: logits = head @ encoder(x) + bias, the paper's setting. The head is the last linear layer.
+    """Split a network: logits = head @ encoder(x) + bias, the paper's setting. The head is the last linear layer; a
+    log-softmax after it is passed over.
 
     Raises:
         ModelError: where the network does not end in a fully connected layer.
@@ -94,7 +95,7 @@ def encoder(
     >>> features.nodes[-1].shape, tuple(head.shape)
     ((1, 3), (2, 3))
     """
-    network = as_network(model, input_shape)
+    network = without_log_softmax(as_network(model, input_shape))
     nodes = list(network.nodes)
     while nodes[-1].keeps_values:
         nodes.pop()
@@ -189,6 +190,8 @@ def margins(
 ) -> Margins:
     """Certified constants of all differences of two logits, from l_p to the real line; for certified radii.
 
+    A log-softmax at the end changes no difference of logits and is passed over.
+
     The smallest of: encoder constant times ||c_y - c_j||_{p*}; ellipsoids optimised for the margins; for l_inf also
     sqrt(d) times the l_2 margins. ``budget_s``, ``steps`` and ``by_clock`` are those of ``lipschitz``.
 
@@ -202,7 +205,7 @@ def margins(
     """
     check_norm(norm)
     start = time.perf_counter()
-    network = as_network(model, input_shape)
+    network = without_log_softmax(as_network(model, input_shape))
     features, head = encoder(network)
     items, before = items_of(network), items_of(features)
     upper = scaled_up(dual_differences(head, norm), propagate(before, norm))
@@ -217,6 +220,17 @@ def margins(
     certified(float(upper.max()), f"the {norm} constants of differences of logits")
     check_pairs(network, upper, norm)
     return Margins(norm, upper, time.perf_counter() - start, ASSUMPTIONS)
+
+
+def without_log_softmax(network: Network) -> Network:
+    """The network up to a log-softmax over its logits at the end, which leaves all differences of logits as they are."""
+    nodes = list(network.nodes)
+    while nodes[-1].keeps_values:
+        nodes.pop()
+    operation, shape = nodes[-1].operation, nodes[-1].shape
+    if not (isinstance(operation, Known) and operation.keeps_differences and shape[-1] == nodes[-1].size):
+        return network
+    return replace(network, nodes=tuple(nodes[: nodes[-1].inputs[0] + 1]))
 
 
 def as_network(model: nn.Module | Network, input_shape: Sequence[int] | None) -> Network:

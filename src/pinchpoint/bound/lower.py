@@ -18,14 +18,12 @@ from torch import Tensor
 from pinchpoint.bound.graph import Network, Node
 from pinchpoint.bound.operations import Conv, Dense, Join, Largest, Linear, Scale, Slope, Sum
 from pinchpoint.bound.product import combined, items_of
-from pinchpoint.bound.runs import Run
+from pinchpoint.bound.runs import SMALLEST, Run
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.spectrum import EPS64, inflate, times_up, vector_norms
 from pinchpoint.records import Norm
 
 _ORDER = {"linf": torch.inf, "l2": 2.0}
-_TINY = torch.finfo(torch.float64).tiny
-"""Below it numbers lose digits, or become zero."""
 _WIDE = 64
 """Networks with more outputs than this get the top direction of their Jacobian by power iteration."""
 
@@ -326,7 +324,7 @@ def _fresh(node: Node, sources: Sequence[Node], largest: dict[Node, float]) -> f
     else:
         terms = node.size + sum(source.size for source in sources)
     reach = _enlarged(node, sources, [largest[source] for source in sources])
-    return 8.0 * (terms + 1) * (EPS64 * (reach + largest[node]) + _TINY)
+    return 8.0 * (terms + 1) * (EPS64 * (reach + largest[node]) + SMALLEST)
 
 
 def _enlarged(node: Node, sources: Sequence[Node], sizes: list[float]) -> float:

@@ -137,9 +137,10 @@ class Largest:
 
 @dataclass(frozen=True)
 class Known:
-    """An operation whose constants are known."""
+    """An operation whose constants are known; ``keeps_differences`` of those of its entries along the last dimension."""
 
     constant: Callable[[Norm], float]
+    keeps_differences: bool = False
 
     @classmethod
     def of(cls, module: HasLipschitz) -> Known:
@@ -458,7 +459,7 @@ def _log_softmax(call: Call) -> Operation:
             return 0.0
         return 2.0 if norm == "linf" else inflate(math.sqrt(classes), 1)
 
-    return Known(constant)
+    return Known(constant, keeps_differences=int(call.args[1]) in (-1, len(call.shape) - 1))
 
 
 def _softmax(call: Call) -> Operation:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pinchpoint.bound.graph import Node
 from pinchpoint.bound.operations import Conv, Dense, Linear, Scale
+from pinchpoint.errors import ContradictionError
 from pinchpoint.measure.convolution import Convolution
 from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
 from pinchpoint.measure.spectrum import EPS64, inflate, row_norms, singular_values, spectral_norm_bounds, times_up
@@ -24,6 +25,8 @@ from pinchpoint.records import Norm
 
 LARGEST_MATRIX = 2**24
 """Entries of an operator that is written out as a matrix, at most: 128 MiB in float64."""
+SMALLEST = torch.finfo(torch.float64).tiny
+"""Below it numbers lose digits, or become zero."""
 _KEPT = 2**16
 """Numbers of folded weights that are kept, at most: of large networks they would be all weights once more."""
 
@@ -142,7 +145,10 @@ class Run:
             times_up(_operation_bounds(operation, node, shape, "l2")[1], math.sqrt(min(math.prod(shape), node.size)))
             for operation, node, shape in self.folded
         ]
-        return times_up(8.0 * (sum(sizes) + 8.0) * EPS64, *norms)
+        relative = times_up(8.0 * (sum(sizes) + 8.0) * EPS64, *norms)
+        # numbers too small for float64 lose their digits, whatever the others are; later layers enlarge that
+        vanished = [times_up(SMALLEST, float(max(sizes)) ** 2, *norms[place + 1 :]) for place in range(len(norms))]
+        return inflate(relative + sum(vanished), len(norms) + 1)
 
     def _written_out(self) -> Tensor:
         start = torch.zeros(self.input_shape, dtype=torch.float64, device=self.device)
@@ -156,10 +162,13 @@ class Run:
             out, pull, *_ = torch.func.vjp(run, start)
             basis = torch.eye(self.rows, dtype=out.dtype, device=out.device).reshape(-1, *out.shape)
             rows: Tensor = torch.func.vmap(pull, chunk_size=256)(basis)[0]
-            return rows.reshape(self.rows, self.columns)
-        basis = torch.eye(self.columns, dtype=torch.float64, device=self.device).reshape(-1, *self.input_shape)
-        columns: Tensor = torch.func.vmap(lambda t: _linear_part(run, start, t), chunk_size=256)(basis)
-        return columns.reshape(self.columns, self.rows).T.contiguous()
+            matrix = rows.reshape(self.rows, self.columns)
+        else:
+            basis = torch.eye(self.columns, dtype=torch.float64, device=self.device).reshape(-1, *self.input_shape)
+            columns: Tensor = torch.func.vmap(lambda t: _linear_part(run, start, t), chunk_size=256)(basis)
+            matrix = columns.reshape(self.columns, self.rows).T.contiguous()
+        _check_values(run, start, lambda x: matrix @ x.flatten(), self.name)
+        return matrix
 
     @property
     def device(self) -> torch.device:
@@ -201,6 +210,18 @@ def _dense_bounds(matrix: Tensor, norm: Norm) -> Bounds:
     return low, inflate(high, 1)
 
 
+def _check_values(run: Callable[..., Tensor], start: Tensor, linear: Callable[[Tensor], Tensor], name: str) -> None:
+    """Refuse a linear part that is not what the values of an affine map say: one pair of inputs, by values alone."""
+    x = torch.linspace(-1.0, 1.0, start.numel() + 1, dtype=start.dtype, device=start.device)[1:].reshape(start.shape)
+    here, there, change = run(start).flatten(), run(start + x).flatten(), linear(x).flatten()
+    size = torch.fmax(here.abs(), there.abs()) + change.abs().amax()
+    if bool(((there - here - change).abs() > 1e-6 * size).any()):
+        raise ContradictionError(
+            "the derivative of a linear operation must be that of its values",
+            f"differences of {float((there - here - change).abs().max()):.3g} at '{name or 'the top level'}'",
+        )
+
+
 def _linear_part(run: Callable[..., Tensor], start: Tensor, x: Tensor) -> Tensor:
     """A x of an affine map A x + b."""
     result: Tensor = torch.func.jvp(run, (start,), (x,))[1]
@@ -211,6 +232,7 @@ def _positive_norm(node: Node, shape: tuple[int, ...], norm: Norm) -> float:
     """Of A >= 0 or A <= 0: ||A||_inf = max |A 1| exactly, and Schur's test ||A||_2 <= sqrt(max |A 1| * max |A' 1|)."""
     ones = torch.ones(shape, dtype=torch.float64, device=node.device)
     rows = _linear_part(node.run, torch.zeros_like(ones), ones)
+    _check_values(node.run, torch.zeros_like(ones), lambda x: _linear_part(node.run, torch.zeros_like(x), x), node.name)
     largest_row = inflate(float(rows.abs().max()), ones.numel())
     if norm == "linf":
         return largest_row
@@ -220,23 +242,34 @@ def _positive_norm(node: Node, shape: tuple[int, ...], norm: Norm) -> float:
 
 
 def _fold(first: Linear, second: Linear, shape: tuple[int, ...], out: tuple[int, ...]) -> Linear | None:
-    """Two neighbours as one operation, where one is a scaling that the other can take in."""
+    """Two neighbours as one operation, where one is a scaling that the other can take in and float64 can hold it."""
     if isinstance(first, Scale) and isinstance(second, Scale):
-        return Scale(first.factor * second.factor)
+        scaled = _held(first.factor, second.factor)
+        return None if scaled is None else Scale(scaled)
     if isinstance(first, Dense) and isinstance(second, Scale):
         factor = _along(second.factor, out, -1)
-        return None if factor is None else Dense(factor[:, None] * first.weight)
+        weight = None if factor is None else _held(factor[:, None], first.weight)
+        return None if weight is None else Dense(weight)
     if isinstance(first, Scale) and isinstance(second, Dense):
         factor = _along(first.factor, shape, -1)
-        return None if factor is None else Dense(second.weight * factor)
+        weight = None if factor is None else _held(second.weight, factor)
+        return None if weight is None else Dense(weight)
     if isinstance(first, Conv) and isinstance(second, Scale) and not first.operator.transposed:
         factor = _along(second.factor, out, -1 - len(first.operator.kernel))
-        return None if factor is None else Conv(_reweighted(first.operator, factor, 0))
+        return None if factor is None else _reweighted(first.operator, factor, 0)
     if isinstance(first, Scale) and isinstance(second, Conv) and second.operator.groups == 1:
         factor = _along(first.factor, shape, -1 - len(second.operator.kernel))
         dim = 0 if second.operator.transposed else 1
-        return None if factor is None else Conv(_reweighted(second.operator, factor, dim))
+        return None if factor is None else _reweighted(second.operator, factor, dim)
     return None
+
+
+def _held(first: Tensor, second: Tensor) -> Tensor | None:
+    """The product of two tensors; None where a number of it is too large or too small for float64 to keep its digits."""
+    product = first * second
+    size = product.abs()
+    lost = ~torch.isfinite(product) | ((size < SMALLEST / EPS64) & (first != 0) & (second != 0))
+    return None if bool(lost.any()) else product
 
 
 def _along(factor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor | None:
@@ -248,7 +281,8 @@ def _along(factor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor | None:
     return aligned.flatten().expand(shape[dim])
 
 
-def _reweighted(operator: Convolution, factor: Tensor, dim: int) -> Convolution:
+def _reweighted(operator: Convolution, factor: Tensor, dim: int) -> Conv | None:
     view = [1] * operator.weight.ndim
     view[dim] = -1
-    return replace(operator, weight=operator.weight * factor.reshape(view))
+    weight = _held(operator.weight, factor.reshape(view))
+    return None if weight is None else Conv(replace(operator, weight=weight))

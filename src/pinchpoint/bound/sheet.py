@@ -318,7 +318,10 @@ class _Whole:
         features, head = encoder(self.network)
         once = ellipsoid_seconds(items_of(self.network))
         if once is not None and self.share.refuses(4 * once, 0.75) is None:
-            upper = margins(self.network, norm=norm, budget_s=self.share.left(0.75)).upper
+            try:
+                upper = margins(self.network, norm=norm, budget_s=self.share.left(0.75)).upper
+            except ModelError:  # it has all bounds that margins need, so some are infinite
+                upper = torch.full((len(head), len(head)), torch.inf, dtype=torch.float64)
         else:
             upper = scaled_up(dual_differences(head, norm), propagate(items_of(features), norm))
             if norm == "linf":

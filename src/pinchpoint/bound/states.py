@@ -19,7 +19,7 @@ from pinchpoint.bound.ellipsoid import Step
 from pinchpoint.bound.graph import Node
 from pinchpoint.bound.operations import Slope, Sum
 from pinchpoint.bound.product import Item, cuts
-from pinchpoint.bound.runs import Matrix, Run
+from pinchpoint.bound.runs import SMALLEST, Matrix, Run
 from pinchpoint.measure.spectrum import EPS64
 
 
@@ -120,7 +120,8 @@ def _times(second: Matrix, first: Matrix) -> Matrix:
     sizes = float(second.entries.norm() * first.entries.norm())
     rounding = 8.0 * (rows + columns) * EPS64 * sizes
     error = second.error * float(first.entries.norm()) + float(second.entries.norm()) * first.error
-    return Matrix(entries, rounding + error + second.error * first.error)
+    vanished = SMALLEST * rows * columns * len(first.entries)
+    return Matrix(entries, rounding + error + second.error * first.error + vanished)
 
 
 def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, ...]]) -> Matrix:
@@ -131,7 +132,10 @@ def _combined(node: Node, before: Sequence[Matrix], shapes: Sequence[tuple[int, 
         error = sum(abs(weight) * matrix.error for weight, matrix in zip(operation.weights, before, strict=True))
         assert isinstance(entries, Tensor)
         return Matrix(
-            entries, error + 8.0 * len(before) * EPS64 * sum(float(matrix.entries.norm()) for matrix in before)
+            entries,
+            error
+            + 8.0 * len(before) * EPS64 * sum(float(matrix.entries.norm()) for matrix in before)
+            + SMALLEST * entries.numel(),
         )
     columns = [matrix.entries.T.reshape(-1, *shape) for matrix, shape in zip(before, shapes, strict=True)]
     constant = node.run(*(torch.zeros_like(column[0]) for column in columns))  # what does not depend on the input
