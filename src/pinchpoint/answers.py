@@ -47,7 +47,7 @@ def answer(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, 
             f"{_short(x.dtype)} of shape {tuple(x.shape)}: {said(error)}",
             "match device, dtype, channels and size to the model, which is given one batch and nothing else",
         ) from error
-    return as_logits(logits, len(x))
+    return as_logits(logits, len(x)).clone()  # a module may write all its answers into one buffer
 
 
 def check_module(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,7 +75,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """
     check_module(model)
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with suppress(NotImplementedError):  # a program that torch.export made keeps the mode it was exported in
+        model.eval()
     try:
         yield
     finally:
