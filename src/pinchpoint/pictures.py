@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module
+from pinchpoint.answers import answer, called, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import at_once, eval_mode, input_gradient
 from pinchpoint.attack.samples import check_labels, check_points, check_threats
@@ -351,7 +351,7 @@ def _first_output(model: nn.Module, x: Tensor) -> Tensor:
     """What the first linear layer called gives, where forward passes end there; autograd can follow it."""
     try:
         with torch.enable_grad():
-            answer(model, x)
+            called(model, x)
     except _Reached as reached:
         return reached.output
     raise ModelError("a dominant direction needs a first layer", "no linear layer called", "give a network")

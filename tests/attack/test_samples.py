@@ -71,7 +71,7 @@ def test_inputs_that_hold_no_numbers(x, rule):
     [
         (
             1.2,
-            r"1.20000005 at \[0, 0, 1\] of input 1, 0.2 above it \(1 of 12 values are outside, finite ones from 0.5 to 1.2\)",
+            r"1.20000005 at \[0, 0, 1\] of input 1, 0.2 above it \(1 of 12 values are outside, finite ones from 0.5 to 1.2",
         ),
         (1.0000002, r"1.00000024 at \[0, 0, 1\] of input 1, 2.4e-07 above it \(1 of 12"),
         (-0.01, r"-0.00999999978 at \[0, 0, 1\] of input 1, 0.01 below it \(1 of 12"),

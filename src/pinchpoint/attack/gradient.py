@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module, said
+from pinchpoint.answers import answer, called, check_module, said
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.samples import check_logits
 from pinchpoint.errors import DataError, ModelError, PinchpointError
@@ -62,7 +62,7 @@ def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        answer(model, x[:1].detach().clone().requires_grad_(True))
+        called(model, x[:1].detach().clone().requires_grad_(True))
     return sum(kept.values())
 
 

@@ -16,9 +16,7 @@ from pinchpoint.errors import DataError, ModelError, ThreatError
 _DTYPES = (torch.float32, torch.float64)
 
 
-def check_samples(
-    x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], *threats: Threat
-) -> tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
+def check_samples(x: object, y: object, *threats: Threat) -> tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
     """Inputs and labels as every attack takes them (``check_points``, ``check_labels``).
 
     >>> x, y = check_samples(torch.rand(3, 4), torch.tensor([0, 1, 1], dtype=torch.uint8), Threat("linf", 0.1))
@@ -29,7 +27,7 @@ def check_samples(
     return x, check_labels(y, x)
 
 
-def check_points(x: Tensor, *threats: Threat) -> Float[Tensor, "batch *shape"]:
+def check_points(x: object, *threats: Threat) -> Float[Tensor, "batch *shape"]:
     """The inputs without their history.
 
     Args:
@@ -109,7 +107,7 @@ def _outside(x: Tensor, low: float, high: float) -> str:
     )
 
 
-def check_labels(y: Int[Tensor, "batch"], x: Float[Tensor, "batch *shape"]) -> Int[Tensor, "batch"]:
+def check_labels(y: object, x: Float[Tensor, "batch *shape"]) -> Int[Tensor, "batch"]:
     """The labels as int64, on the device of the inputs: whole numbers of any dtype, in a tensor, an array or a list.
 
     Raises:
