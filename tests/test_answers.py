@@ -218,3 +218,39 @@ def test_running_out_of_memory_is_no_fault_of_the_model():
 
     with pytest.raises(torch.OutOfMemoryError):
         answer(Network(before=full), torch.rand(2, 16))
+
+
+class Buffered(Network):
+    """It writes all its answers into one buffer."""
+
+    def forward(self, x):
+        if not hasattr(self, "buffer"):
+            self.buffer = torch.zeros(64, 4)
+        self.buffer[: len(x)] = super().forward(x).detach()
+        return self.buffer[: len(x)]
+
+
+def test_answers_in_one_buffer_do_not_overwrite_each_other():
+    x = torch.rand(10, 16)
+    assert torch.equal(evaluate.logits_of(Buffered(), x, 4), evaluate.logits_of(Network(), x, 4))
+
+
+class Image(torch.Tensor):
+    """Somebody's own kind of tensor."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda m, x: torch.jit.trace(m, x),
+        lambda m, x: torch.fx.symbolic_trace(m),
+        lambda m, x: nn.DataParallel(m),
+        lambda m, x: torch.compile(m, backend="eager"),
+        lambda m, x: torch.export.export(m, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=4096)},)).module(),
+    ],
+)
+def test_modules_that_torch_makes_of_others_are_judged_alike(made):
+    model, x = Network().body.eval(), torch.rand(9, 16)
+    y = model(x).argmax(1)
+    expected = pp.robust_accuracy(model, x, y, pp.Threat("linf", 0.3))
+    assert pp.robust_accuracy(made(model, x), x.as_subclass(Image), y, pp.Threat("linf", 0.3)).stage == expected.stage

@@ -259,3 +259,10 @@ def test_any_network_of_ours(config, shape):
     assert plane.along == pytest.approx(float((direction * (where - x)[row]).sum() / (where - x)[row].norm()), abs=1e-4)
     assert plane.labels[2][2] == plane.clean_label == int(model(x[row : row + 1]).argmax())
     assert found.planes[1].labels[2][2] == plane.clean_label
+
+
+@pytest.mark.parametrize(("samples", "features"), [(1, 4), (5, 1)])
+def test_one_sample_or_feature_makes_no_picture(samples, features):
+    model, x = nn.Sequential(nn.Linear(6, features), nn.Linear(features, 3)), torch.rand(samples, 6)
+    with pytest.raises(ModelError, match="needs two samples and two features or more, but got"):
+        pictures(model, x, (x + 0.1).clamp(0, 1), torch.zeros(samples).long(), Threat("linf", 0.1), size=3)

@@ -37,8 +37,20 @@ def answer(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, 
     >>> answer(model, x).shape, x.tolist()
     (torch.Size([1, 3]), [[-1.0, 1.0]])
     """
+    return as_logits(called(model, x), len(x)).clone()  # a module may write all its answers into one buffer
+
+
+def called(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> object:
+    """Whatever the model returns for these inputs, which stay as they are.
+
+    Raises:
+        ModelError: where it fails.
+
+    >>> called(nn.Identity(), torch.zeros(1, 2))
+    tensor([[0., 0.]])
+    """
     try:
-        logits = model(x.clone())
+        return model(x.clone())
     except (torch.OutOfMemoryError, MemoryError, PinchpointError):
         raise
     except Exception as error:  # the module may be anybody's, and raise anything
@@ -47,7 +59,6 @@ def answer(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, 
             f"{_short(x.dtype)} of shape {tuple(x.shape)}: {said(error)}",
             "match device, dtype, channels and size to the model, which is given one batch and nothing else",
         ) from error
-    return as_logits(logits, len(x))
 
 
 def check_module(model: nn.Module) -> None:

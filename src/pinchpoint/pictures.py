@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module
+from pinchpoint.answers import answer, called, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import at_once, eval_mode, input_gradient
 from pinchpoint.attack.samples import check_labels, check_points, check_threats
@@ -61,7 +61,8 @@ def pictures(
         size: points along each side of a plane.
 
     Raises:
-        ModelError: where nothing was moved, or the model does not end in a fully connected layer.
+        ModelError: where nothing was moved, there is one sample or feature alone, or the model does not end in a fully
+            connected layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> x = torch.rand(5, 4)
@@ -91,12 +92,12 @@ def pictures(
             drawn.append(within.model_copy(update={"sample": row}))
         except DataError:  # nothing moves there, or along the head's direction alone: there is no plane
             continue
-    return Pictures(
-        norm=threat.norm,
-        eps=threat.eps,
-        planes=drawn,
-        pca=representation_pca(model, x[:samples], x_adv[:samples], y[:samples]),
-    )
+    try:
+        pca = representation_pca(model, x[:samples], x_adv[:samples], y[:samples])
+    except ConfigError as error:
+        rule = "a picture of representations needs two samples and two features or more"
+        raise ModelError(rule, f"{len(x[:samples])} samples: {error}", "give more samples") from error
+    return Pictures(norm=threat.norm, eps=threat.eps, planes=drawn, pca=pca)
 
 
 def decision_plane(
@@ -351,7 +352,7 @@ def _first_output(model: nn.Module, x: Tensor) -> Tensor:
     """What the first linear layer called gives, where forward passes end there; autograd can follow it."""
     try:
         with torch.enable_grad():
-            answer(model, x)
+            called(model, x)
     except _Reached as reached:
         return reached.output
     raise ModelError("a dominant direction needs a first layer", "no linear layer called", "give a network")

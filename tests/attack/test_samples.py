@@ -69,11 +69,14 @@ def test_inputs_that_hold_no_numbers(x, rule):
 @pytest.mark.parametrize(
     ("bad", "seen"),
     [
-        (1.2, r"1.20000005 \(0.2 above it\) at \[0, 0, 1\] of input 1, 1 such values; all lie in 0.5 to 1.20000005"),
-        (1.0000002, r"1.00000024 \(2.4e-07 above it\) at \[0, 0, 1\] of input 1"),
-        (-0.01, r"-0.00999999978 \(0.01 below it\) at \[0, 0, 1\] of input 1"),
-        (float("nan"), r"nan at \[0, 0, 1\] of input 1, 1 such values"),
-        (float("inf"), r"inf at \[0, 0, 1\] of input 1, 1 such values"),
+        (
+            1.2,
+            r"1.20000005 at \[0, 0, 1\] of input 1, 0.2 above it \(1 of 12 values are outside, finite ones from 0.5 to 1.2",
+        ),
+        (1.0000002, r"1.00000024 at \[0, 0, 1\] of input 1, 2.4e-07 above it \(1 of 12"),
+        (-0.01, r"-0.00999999978 at \[0, 0, 1\] of input 1, 0.01 below it \(1 of 12"),
+        (float("nan"), r"nan at \[0, 0, 1\] of input 1 \(1 of 12 values are outside, finite ones from 0.5 to 0.5\)"),
+        (float("inf"), r"inf at \[0, 0, 1\] of input 1 \(1 of 12"),
     ],
 )
 def test_the_value_outside_the_box_is_shown_where_it_is(bad, seen):

@@ -8,13 +8,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.attack import Threat, apgd, pgd
 from pinchpoint.bound import margins, radii_from_margins
-from pinchpoint.errors import DataError, ModelError
-from pinchpoint.evaluate import Progress, default_attacks, robust_accuracy, within
+from pinchpoint.errors import ConfigError, DataError, ModelError
+from pinchpoint.evaluate import Progress, default_attacks, robust_accuracy, smallest_eps, within
 
 
 def pgd10(model, x, y, threat):
@@ -67,7 +68,7 @@ def test_radii_that_are_not_those_of_the_inputs(trained, digits):
     x, y, threat = digits.x_test[:5], digits.y_test[:5], Threat("linf", 0.05)
     with refused(
         DataError,
-        "there must be one certified radius for each of 5 inputs, and none NaN, but got shape (4,) with 0 NaN; "
+        "there must be one certified radius for each of 5 inputs, in a tensor, and none NaN, but got shape (4,) with 0 NaN; "
         "give the radii of these inputs, in the threat's norm.",
     ):
         robust_accuracy(trained, x, y, threat, certified_radii=torch.zeros(4))
@@ -276,3 +277,31 @@ def test_l1_verdicts_hold_in_numpy(trained, digits):
     assert verdict.rejected == 0
     assert verdict.settled["pgd"] > 10
     assert re.fullmatch(r"l1:3", str(verdict.threat))
+
+
+def test_what_is_handed_over_beside_the_samples_is_looked_at(trained, digits, monkeypatch):
+    x, y, threat = digits.x_test[:4], digits.y_test[:4], Threat("linf", 0.1)
+    shape = "(4, 1, 8, 8)"
+    for options, kind, text in (
+        ({"known": x[:3]}, DataError, f"a tensor of the inputs' shape {shape}, but got (3, 1, 8, 8)"),
+        ({"known": x.numpy()}, DataError, f"a tensor of the inputs' shape {shape}, but got ndarray"),
+        (
+            {"certified_radii": [0.1] * 4},
+            DataError,
+            "one certified radius for each of 4 inputs, in a tensor, and none NaN, but got list",
+        ),
+        ({"certified_radii": torch.full((4,), torch.nan)}, DataError, "but got shape (4,) with 4 NaN"),
+        ({"attacks": ["apgd"]}, ConfigError, "attacks are functions by name, in a dict, but got list"),
+        ({"attacks": {"shorter": lambda m, a, b, t: a[1:]}}, ModelError, "examples of its inputs' shape"),
+        ({"attacks": {"none": lambda m, a, b, t: None}}, ModelError, "but got NoneType; mend it"),
+        (
+            {"attacks": {"odd": lambda m, a: a}},
+            ModelError,
+            "an attack must take every batch it is given, but got rows 0 ... ",
+        ),
+    ):
+        monkeypatch.setattr(config, "jaxtyping_disable", True)  # as a user, without the checks that tests install
+        with pytest.raises(kind, match=re.escape(text)):
+            robust_accuracy(trained, x, y, threat, **options)
+    with refused(DataError, "batch_size must be one or more, but got 0; leave it out for 1024."):
+        smallest_eps(trained, x, y, "linf", 0.1, batch_size=0)

@@ -16,6 +16,7 @@ from pinchpoint.evaluate import (
     accuracy,
     adversarial_loss,
     attack_sheet,
+    masking_warnings,
     not_asked,
     one_answer,
     smallest_eps,
@@ -96,6 +97,14 @@ def test_a_sheet_and_an_audit_write_it_down():
     assert any("not certified" in one for one in told)
     assert any("the verdict holds for no other batches" in one for one in report.warnings)
     assert report.threats[0].certified is None
+
+
+def test_signs_of_masked_gradients_name_it():
+    told = masking_warnings(Odd(ODD["sorted"][0]).eval(), X, Y, THREAT, steps=2, queries=2)
+    assert sum("the verdict holds for no other batches" in one for one in told) == 1
+    told = masking_warnings(Odd(ODD["random"][0]).eval(), X, Y, THREAT, steps=2, queries=2)
+    assert any("the model is randomised" in one for one in told)
+    assert not any("the verdict holds for no other batches" in one for one in told)
 
 
 def test_it_is_asked_once_however_many_entries_are_nested():

@@ -5,9 +5,12 @@ A case that fails is shown by its seed: ``odd_models.draw(seed)`` makes it again
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import pinchpoint as pp
+from oracles.console import pinch
 from oracles.odd_models import Case, draw
 from pinchpoint import attack, evaluate, mechanism
 from pinchpoint.evaluate.sheet import Plan
@@ -127,17 +131,61 @@ def look(seed: int, calls: dict[str, Callable[[Case], Any]]) -> list[str]:
     return wrong
 
 
+def told(seed: int, folder: Path) -> list[str]:
+    """What ends otherwise than it should, of the commands on the model of this seed, made by a user's own code."""
+    size, data = ("--input-size", "1x8x8"), ("--data", "digits", "--samples", 5)
+    commands: dict[str, tuple[object, ...]] = {
+        "profile": size,
+        "attack": (*data, "--attack", "pgd", "--steps", 2, "--curve", 2),
+        "audit": (*data, "--budget", "2s", "--out", folder / f"audit-{seed}"),
+    }
+    wrong = []
+    for name, options in commands.items():
+        case = draw(seed, (1, 8, 8), 10)
+        made = ModuleType("odd_code")
+        made.make = lambda model=case.model: (model, {"normalize": "none"})  # type: ignore[attr-defined]
+        began = time.perf_counter()
+        try:
+            with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                patch.setitem(sys.modules, "odd_code", made)
+                said = pinch(name, "py:odd_code:make", *options)
+            if said.status == 2 and "error: " not in said.err:
+                wrong.append(f"{name} ({case}), seed {seed}: status 2 without a sentence: {said.err[-200:]}")
+            if said.status not in (0, 1, 2):
+                wrong.append(f"{name} ({case}), seed {seed}: status {said.status}")
+        except Exception as error:
+            wrong.append(f"{name} ({case}), seed {seed}: {type(error).__name__}: {str(error)[:200]}")
+        if time.perf_counter() - began > LONGEST:
+            wrong.append(f"{name} ({case}), seed {seed}: took more than a minute")
+    return wrong
+
+
 SEEDS = st.integers(0, 2**32)
+CALLS = ATTACKS | JUDGES | EXPLAINERS | MEASURES | AUDITS
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(seed=SEEDS)
-def test_some_odd_models_through_everything_that_attacks_and_judges(seed):
-    assert look(seed, ATTACKS | JUDGES | EXPLAINERS) == []
+def test_some_odd_models_through_every_public_function(seed):
+    assert look(seed, CALLS) == []
+
+
+@settings(max_examples=4)
+@given(seed=SEEDS)
+def test_some_odd_models_through_the_commands(tmp_path_factory, seed):
+    assert told(seed, tmp_path_factory.mktemp("odd")) == []
 
 
 @pytest.mark.slow
-@settings(max_examples=600)
+@settings(max_examples=500)
 @given(seed=SEEDS)
-def test_many_odd_models_through_everything_that_attacks_and_judges(seed):
-    assert look(seed, ATTACKS | JUDGES | EXPLAINERS) == []
+def test_many_odd_models_through_every_public_function(seed):
+    assert look(seed, CALLS) == []
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(seed=SEEDS)
+def test_many_odd_models_through_the_commands(tmp_path_factory, seed):
+    assert told(seed, tmp_path_factory.mktemp("odd")) == []

@@ -98,8 +98,9 @@ def test_mistakes(samples):
         ConfigError, "an audit takes one threat or more, each norm once, but got none; give for example linf:8/255."
     ):
         pinchpoint.audit(Slow(), samples, [])
-    seen = "(60, 1, 4, 4) inputs, (60,) labels of torch.float32"
-    with refused(DataError, f"inputs come with a label each, a whole number from 0, but got {seen}; give (x, y)."):
-        pinchpoint.audit(Slow(), (x, y.float()))
+    with refused(DataError, "labels must be whole numbers from 0, but got -1; leave out what has no class."):
+        pinchpoint.audit(Slow(), (x, y - 1))
+    with refused(DataError, "there must be one label for each input, but got 60 inputs and 59 labels; check the data."):
+        pinchpoint.audit(Slow(), (x, y[1:]))
     with pytest.raises(ModelError, match="a logit for each of the 3 classes"):
         pinchpoint.audit(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), samples)

@@ -15,10 +15,10 @@ from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.errors import CheckpointError, ConfigError, ModelError
-from pinchpoint.learn import ModelConfig, build
+from pinchpoint.learn import ModelConfig, build, opened
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.learn.source import open_model, parse_size, with_known_normalisation
+from pinchpoint.learn.source import fitting, open_model, parse_size, with_known_normalisation
 from pinchpoint.learn.weights import put, read_tensors
 
 WAYS = (
@@ -522,3 +522,37 @@ def test_sizes_that_are_none(text):
         f"an input size is SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, but got {text}; write 32 or 3x32x32.",
     ):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("returned", "seen"),
+    [
+        (
+            lambda z: (z, z),
+            r"but got a tuple of a tensor of shape \(1, 10\), a tensor of shape \(1, 10\); let its forward",
+        ),
+        (lambda z: {"logits": z}, "but got a dict of logits; let its forward"),
+        (lambda z: z[:, 0], "two classes or more, but got one number a sample"),
+    ],
+)
+def test_a_classifier_that_returns_no_matrix_is_refused_for_that(digits, returned, seen):
+    source = opened.checked(opened.Source("it", Returning(returned), (1, 8, 8), None), (1, 8, 8))
+    assert source.classes is None  # its weights can be measured
+    with pytest.raises(ModelError, match=seen):
+        fitting(source, digits)
+
+
+def test_a_classifier_that_squeezes_has_as_many_classes_as_logits(digits):
+    source = opened.checked(opened.Source("it", Returning(lambda z: z.squeeze()), (1, 8, 8), None), (1, 8, 8))
+    assert fitting(source, digits).classes == 10
+
+
+class Returning(nn.Module):
+    """A classifier that makes something of its logits."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.layer, self.what = nn.Linear(64, 10), what
+
+    def forward(self, x):
+        return self.what(self.layer(x.flatten(1)))

@@ -314,11 +314,12 @@ class Case:
         return "; ".join(self.oddities) or "nothing odd"
 
 
-def draw(seed: int) -> Case:
-    """The case of this seed."""
+def draw(seed: int, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Case:
+    """The case of this seed; of a shape and a number of classes where they are asked for."""
     drawn = random.Random(seed)
     torch.manual_seed(seed)
-    shape, classes, samples = drawn.choice(SHAPES), drawn.choice((2, 3, 4, 10)), drawn.choice((3, 4, 5, 9))
+    shape, classes = shape or drawn.choice(SHAPES), classes or drawn.choice((2, 3, 4, 10))
+    samples = drawn.choice((3, 4, 5, 9))
     names: list[str] = []
 
     def odd(kind: str, table: dict[str, Any], chance: float) -> Any:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module, said
+from pinchpoint.answers import answer, called, check_module, said
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.samples import check_logits
-from pinchpoint.errors import ModelError, PinchpointError
+from pinchpoint.errors import DataError, ModelError, PinchpointError
 
 
 def checked_logits(
@@ -37,9 +37,14 @@ _NUMBERS = 2**22
 def at_once(x: Tensor, most: int) -> int:
     """Inputs in one pass: as many as asked for, but no more than large images leave memory for.
 
+    Raises:
+        DataError: for fewer than one.
+
     >>> at_once(torch.zeros(1, 3, 32, 32), 1024), at_once(torch.zeros(1, 3, 224, 224), 1024)
     (1024, 27)
     """
+    if most < 1:
+        raise DataError("batch_size must be one or more", most, "leave it out for 1024")
     return min(most, max(1, _NUMBERS // max(1, x[0].numel())))
 
 
@@ -49,13 +54,15 @@ def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
     weights = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
 
     def keep(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # a sparse one has no storage of its own
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        answer(model, x[:1].detach().clone().requires_grad_(True))
+        called(model, x[:1].detach().clone().requires_grad_(True))
     return sum(kept.values())
 
 
@@ -68,7 +75,8 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """
     check_module(model)
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with suppress(NotImplementedError):  # a program that torch.export made keeps the mode it was exported in
+        model.eval()
     try:
         yield
     finally:

@@ -16,9 +16,7 @@ from pinchpoint.errors import DataError, ModelError, ThreatError
 _DTYPES = (torch.float32, torch.float64)
 
 
-def check_samples(
-    x: Float[Tensor, "batch *shape"], y: Int[Tensor, "batch"], *threats: Threat
-) -> tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
+def check_samples(x: object, y: object, *threats: Threat) -> tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
     """Inputs and labels as every attack takes them (``check_points``, ``check_labels``).
 
     >>> x, y = check_samples(torch.rand(3, 4), torch.tensor([0, 1, 1], dtype=torch.uint8), Threat("linf", 0.1))
@@ -29,7 +27,7 @@ def check_samples(
     return x, check_labels(y, x)
 
 
-def check_points(x: Tensor, *threats: Threat) -> Float[Tensor, "batch *shape"]:
+def check_points(x: object, *threats: Threat) -> Float[Tensor, "batch *shape"]:
     """The inputs without their history.
 
     Args:
@@ -59,7 +57,8 @@ def check_points(x: Tensor, *threats: Threat) -> Float[Tensor, "batch *shape"]:
             seen,
             "give x.float(), and a model that takes it: model.float(), or one that casts its input itself",
         )
-    x = x.detach().clone() if x.is_inference() else x.detach()
+    x = x.detach().as_subclass(Tensor)  # without history, and nobody's own kind of tensor
+    x = x.clone() if x.is_inference() else x
     for threat in threats:
         _check_inside(x, threat)
     return x
@@ -95,17 +94,20 @@ def _check_inside(x: Tensor, threat: Threat) -> None:
 
 
 def _outside(x: Tensor, low: float, high: float) -> str:
-    """The first value outside the box, where it is and how far out; and between what all values lie."""
+    """The first value outside the box, where it is and how far out; and how many there are."""
     wrong = ~torch.isfinite(x) | (x < low) | (x > high)
     sample, *place = torch.nonzero(wrong)[0].tolist()
     value = float(x[wrong][0])
     beyond = max(low - value, value - high)
-    far = f" ({beyond:.2g} {'below' if value < low else 'above'} it)" if math.isfinite(beyond) else ""
-    others = f"{int(wrong.sum())} such values; all lie in {float(x.min()):.9g} to {float(x.max()):.9g}"
-    return f"{value:.9g}{far} at {place} of input {sample}, {others}"
+    far = f", {beyond:.2g} {'below' if value < low else 'above'} it" if math.isfinite(beyond) else ""
+    finite = x[torch.isfinite(x)]
+    spread = f", finite ones from {float(finite.min()):.4g} to {float(finite.max()):.4g}" if len(finite) else ""
+    return (
+        f"{value:.9g} at {place} of input {sample}{far} ({int(wrong.sum())} of {x.numel()} values are outside{spread})"
+    )
 
 
-def check_labels(y: Int[Tensor, "batch"], x: Float[Tensor, "batch *shape"]) -> Int[Tensor, "batch"]:
+def check_labels(y: object, x: Float[Tensor, "batch *shape"]) -> Int[Tensor, "batch"]:
     """The labels as int64, on the device of the inputs: whole numbers of any dtype, in a tensor, an array or a list.
 
     Raises:

@@ -9,7 +9,7 @@ from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import accuracy, cross_entropy_loss, logits_of
 from pinchpoint.evaluate.losses import adversarial_loss, loss_and_examples, universal_accuracy
 from pinchpoint.evaluate.masking import masking_warnings
-from pinchpoint.evaluate.once import not_asked, one_answer
+from pinchpoint.evaluate.once import doubts_of, not_asked, one_answer
 from pinchpoint.evaluate.sheet import Samples, attack_sheet
 from pinchpoint.evaluate.transfer import access, transfer_matrix, universal_transfer
 from pinchpoint.evaluate.verdict import Verdict, save_examples, within
@@ -26,6 +26,7 @@ __all__ = [
     "attack_sheet",
     "cross_entropy_loss",
     "default_attacks",
+    "doubts_of",
     "logits_of",
     "loss_and_examples",
     "masking_warnings",

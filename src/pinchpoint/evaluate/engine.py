@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
-from pinchpoint.attack.gradient import attacking
+from pinchpoint.attack.gradient import at_once, attacking
 from pinchpoint.attack.samples import check_logits, check_samples
-from pinchpoint.errors import DataError, ModelError
+from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.evaluate.attacks import Attack, LowPrecision, default_attacks
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
 from pinchpoint.evaluate.once import one_answer
@@ -85,6 +85,9 @@ def robust_accuracy(
     ([True, False, True], ('apgd-ce', 'survived', 'clean'))
     """
     x, y = check_samples(x, y, threat)
+    if attacks is not None and not isinstance(attacks, Mapping):
+        remedy = "leave them out, or give standard_ensemble(model, x)"
+        raise ConfigError("attacks are functions by name, in a dict", type(attacks).__name__, remedy)
     _check(x, known, certified_radii, batch_size)
     with attacking(model, 0, x.device), one_answer(model, x):
         chosen = default_attacks(model, x, batch_size=batch_size) if attacks is None else attacks
@@ -118,20 +121,26 @@ def robust_accuracy(
 
 
 def _check(x: Tensor, known: Tensor | None, radii: Tensor | None, batch_size: int) -> None:
-    if batch_size < 1:
-        raise DataError("batch_size must be one or more", batch_size, "leave it out for 1024")
-    if known is not None and known.shape != x.shape:
+    at_once(x, batch_size)
+    if known is not None and _shape(known) != tuple(x.shape):
         raise DataError(
-            f"known examples must have the inputs' shape {tuple(x.shape)}",
-            tuple(known.shape),
+            f"known examples must be a tensor of the inputs' shape {tuple(x.shape)}",
+            _shape(known),
             "give one candidate for each input",
         )
-    if radii is not None and (radii.shape != x.shape[:1] or bool(radii.isnan().any())):
+    if radii is not None and (_shape(radii) != (len(x),) or bool(radii.isnan().any())):
         raise DataError(
-            f"there must be one certified radius for each of {len(x)} inputs, and none NaN",
-            f"shape {tuple(radii.shape)} with {int(radii.isnan().sum())} NaN",
+            f"there must be one certified radius for each of {len(x)} inputs, in a tensor, and none NaN",
+            f"shape {_shape(radii)} with {int(radii.isnan().sum())} NaN"
+            if isinstance(radii, Tensor)
+            else _shape(radii),
             "give the radii of these inputs, in the threat's norm",
         )
+
+
+def _shape(tensor: object) -> object:
+    """The shape of a tensor; of anything else, what it is."""
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
 _SURVIVED, _CERTIFIED, _CLEAN = 0, 1, 2  # what settled a sample; the attack of stage s is _CLEAN + 1 + s
@@ -181,10 +190,9 @@ class _Tally:
 
     def judge(self, rows: Tensor, candidates: Tensor) -> Tensor:
         """Check the candidates for these standing rows; which of them fell."""
-        if not isinstance(candidates, Tensor) or candidates.shape != self.x[rows].shape:
-            seen = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+        if _shape(candidates) != (wanted := tuple(self.x[rows].shape)):
             raise ModelError(
-                f"an attack must return examples of its inputs' shape {tuple(self.x[rows].shape)}", seen, "mend it"
+                f"an attack must return examples of its inputs' shape {wanted}", _shape(candidates), "mend it"
             )
         stored = candidates.detach().float().to(self.x)
         wrong = misclassified(logits_of(self.model, stored), self.y[rows])

@@ -27,7 +27,7 @@ from pinchpoint.errors import ModelError
 from pinchpoint.evaluate.attacks import Attack, default_attacks
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
-from pinchpoint.evaluate.once import not_asked
+from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import Verdict
 
 _MANY = 0.1  # share of samples from which a fault is reported
@@ -70,7 +70,7 @@ def masking_warnings(
     'the gradient is zero at 2 of 2 samples'
     """
     x, y = check_samples(x, y, threat)
-    with attacking(model, seed, x.device), not_asked(model):
+    with attacking(model, seed, x.device), one_answer(model, x, warn=False) as doubt:
         logits = logits_of(model, x)
         check_logits(logits, y, len(x))
         with torch.no_grad():
@@ -78,11 +78,11 @@ def masking_warnings(
         changed = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
         model.eval()
         found = [f"the model leaves eval mode when it is called ({', '.join(changed[:3])})"] if changed else []
+        found += _randomised(model, x[:samples], seed) or ([] if doubt is None else [doubt])
         rows = torch.nonzero(~misclassified(logits, y)).squeeze(1)[:samples]
         if len(rows) == 0 or threat.eps == 0:
             return found
         some, labels = x[rows], y[rows]
-        found += _randomised(model, some, seed)
         if not _differentiable(model, some[:1]):
             return [*found, "the model is not differentiable in its input, so gradient attacks say nothing about it"]
         found += _gradients(model, some, labels)

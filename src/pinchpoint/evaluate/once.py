@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.answers import answer, said
@@ -73,3 +73,22 @@ def _doubt(model: nn.Module, x: Tensor) -> str | None:
         else:
             return None
     return f"the verdict holds for no other batches or calls: {seen}"
+
+
+def doubts_of(y: Int[Tensor, "batch"], right: Bool[Tensor, "batch"], classes: int) -> list[str]:
+    """What the samples say about the model that robustness cannot be read without.
+
+    >>> doubts_of(torch.tensor([0, 0]), torch.tensor([True, True]), 3)
+    ['all 2 labels are 0: a model that always answers that would be right everywhere']
+    """
+    found, correct, samples = [], int(right.sum()), len(right)
+    if samples > 1 and bool((y == y[0]).all()):
+        found.append(
+            f"all {samples} labels are {int(y[0])}: a model that always answers that would be right everywhere"
+        )
+    if samples >= classes and correct * classes <= samples:
+        found.append(
+            f"{correct} of {samples} samples are right without attack, no more than by guessing among {classes} classes: "
+            "are these the model's labels and its normalisation?"
+        )
+    return found

@@ -33,7 +33,7 @@ from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
 from pinchpoint.evaluate.masking import masking_warnings
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.once import doubts_of, one_answer
 from pinchpoint.evaluate.verdict import Verdict, save_examples, writable
 from pinchpoint.measure.layers import float64_copy
 from pinchpoint.records import Attacked, AttackSheet, CurvePoint, Norm
@@ -154,7 +154,7 @@ def attack_sheet(
         logits = logits_of(model, x, plan.batch_size)
         check_logits(logits, y, len(x))
         clean = ~misclassified(logits, y)
-        doubts = [*([] if doubt is None else [doubt]), *_doubts(y, clean, logits.shape[1])]
+        doubts = [*([] if doubt is None else [doubt]), *doubts_of(y, clean, logits.shape[1])]
         return AttackSheet(
             attack=plan.attack,
             steps=plan.effort,
@@ -231,21 +231,6 @@ def _attacked(
         warnings=warnings,
         seconds=time.perf_counter() - start,
     )
-
-
-def _doubts(y: Tensor, clean: Tensor, classes: int) -> list[str]:
-    """What the samples say about the model that robustness cannot be read without."""
-    found, right, samples = [], int(clean.sum()), len(clean)
-    if samples > 1 and bool((y == y[0]).all()):
-        found.append(
-            f"all {samples} labels are {int(y[0])}: a model that always answers that would be right everywhere"
-        )
-    if samples >= classes and right * classes <= samples:
-        found.append(
-            f"{right} of {samples} samples are right without attack, no more than by guessing among {classes} classes: are "
-            "these the model's labels and its normalisation?"
-        )
-    return found
 
 
 def _attacks(model: nn.Module, data: Samples, threat: Threat, plan: Plan) -> dict[str, Attack]:

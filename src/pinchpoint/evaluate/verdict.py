@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pinchpoint.attack import Threat
+from pinchpoint.attack.samples import check_samples
 from pinchpoint.errors import DataError, StoreError
 
 
@@ -93,10 +94,11 @@ def save_examples(path: Path, verdict: Verdict, x: Float[Tensor, "batch *shape"]
     Raises:
         DataError: where the verdict was reached on other data.
     """
-    if x.shape != verdict.adversarial.shape or len(y) != len(x):
+    x, y = check_samples(x, y)
+    if x.shape != verdict.adversarial.shape:
         raise DataError(
             "examples are saved beside the inputs they were found for",
-            f"inputs of shape {tuple(x.shape)} and {len(y)} labels for examples {tuple(verdict.adversarial.shape)}",
+            f"inputs of shape {tuple(x.shape)} for examples of shape {tuple(verdict.adversarial.shape)}",
             "give the x and y that were judged",
         )
     names = list(verdict.settled)

@@ -14,7 +14,7 @@ from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.samples import check_samples, check_threats
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.evaluate import one_answer
+from pinchpoint.evaluate import doubts_of, one_answer
 from pinchpoint.inspection import words
 from pinchpoint.inspection.clock import Clock, Told
 from pinchpoint.inspection.drawn_up import drawn_up
@@ -85,6 +85,7 @@ def audit(
         with eval_mode(source.model.to(place)), one_answer(source.model, x, warn=False) as doubt:
             work.warnings += [] if doubt is None else [doubt]
             work.do(trial=try_advice and not reports)
+        work.warnings += doubts_of(work.y.cpu(), work.right, source.classes or 2)
         reports.append(drawn_up(work, command or _command(sources, content, asked, samples, seed), budget))
         works.append(work)
     if len(reports) == 1:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pinchpoint.answers import as_logits
 from pinchpoint.errors import ModelError
 from pinchpoint.learn.models import AnyModelConfig
 
@@ -50,8 +51,11 @@ def checked(source: Source, shape: tuple[int, ...]) -> Source:
         raise ModelError(
             f"{source.name} must take inputs of {by(shape)}", said, f"choose another --input-size{own}"
         ) from None
-    known = isinstance(logits, Tensor) and logits.ndim == 2
-    return replace(source, input_shape=shape, classes=logits.shape[1] if known else None)
+    try:
+        classes = as_logits(logits, 1).shape[1]
+    except ModelError:  # what else it returns is no matter until it is attacked
+        return replace(source, input_shape=shape, classes=None)
+    return replace(source, input_shape=shape, classes=classes)
 
 
 def resized(name: str, own: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -10,6 +10,9 @@ import difflib
 import re
 from pathlib import Path
 
+import torch
+
+from pinchpoint.answers import answer
 from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.learn import normalisation
 from pinchpoint.learn.data import AnyDataset
@@ -81,6 +84,8 @@ def fitting(source: Source, data: AnyDataset) -> Source:
         DataError: where the data have another shape than its inputs.
     """
     if source.classes is None:
+        with torch.no_grad():
+            answer(source.model, torch.zeros(1, *source.input_shape))  # says what it returns where that is no matrix
         raise ModelError("attacks need a model that returns logits", source.name, "choose one with a classifier")
     if source.input_shape != data.input_shape:
         raise DataError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -143,9 +144,11 @@ def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     except Exception:  # a module that cannot be copied, such as a compiled one
         own = model
     before = own.training
-    own.eval()
+    with suppress(NotImplementedError):  # a program that torch.export made keeps the mode it was exported in
+        own.eval()
     yield own, x
-    own.train(before)
+    with suppress(NotImplementedError):
+        own.train(before)
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:

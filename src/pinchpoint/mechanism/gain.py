@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
+from pinchpoint.answers import called
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.threat import own_draws
 from pinchpoint.errors import ModelError
@@ -98,7 +98,7 @@ def gains(
         for rows in torch.arange(len(x)).split(max(1, _NUMBERS // (3 * x[0].numel()))):
             clean, moved = x[rows], x_adv[rows]
             with watching(model, [one.layer for one in sums.values()], _adding(sums, len(rows))):
-                answer(model, torch.cat([clean, moved, clean + random[rows]]))
+                called(model, torch.cat([clean, moved, clean + random[rows]]))
             for one in sums.values():
                 one.close()
     results = [result for one in sums.values() if (result := one.result()) is not None]
@@ -180,7 +180,7 @@ def _find(model: nn.Module, found: list[Layer], x: Tensor, k_share: float, seed:
         dims.setdefault(layer.name, set()).add((sample_dimension(source), sample_dimension(target)))
 
     with watching(model, found, seen):
-        answer(model, torch.cat([x[:1], other, x[:1]]))
+        called(model, torch.cat([x[:1], other, x[:1]]))
     by_name = {layer.name: layer for layer in found}
     sums = {}
     for name, places in dims.items():

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module
+from pinchpoint.answers import called, check_module
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import dominant_terms
@@ -120,7 +120,7 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tens
         handles.append(module.register_forward_hook(hook))
     try:
         with eval_mode(model), torch.no_grad():
-            answer(model, x)
+            called(model, x)
     finally:
         for handle in handles:
             handle.remove()
