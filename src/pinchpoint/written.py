@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
+"""A power of ten has three digits at most: Fraction writes it out, and float64 ends at 308."""
+_LONGEST = 100
 
 _TENTHS = 5
 """255ths below which tenths of them are written."""
@@ -18,8 +23,8 @@ def number(text: str) -> float:
     (True, True, 0.001)
     """
     above, slash, below = text.replace(" ", "").partition("/")
-    if "/" in below:
-        raise ValueError(text)
+    if not all(len(part) <= _LONGEST and _DECIMAL.fullmatch(part) for part in ((above, below) if slash else (above,))):
+        raise ValueError("no number of up to 100 digits and a power of ten of up to three")
     return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
 
 

@@ -120,13 +120,11 @@ def compare(
     out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page.")] = Path("runs/compare.html"),
 ) -> None:
     """Put many audits side by side: one page from the audit.json of each folder."""
-    import os
-
     from pinchpoint.report.audit import compare as pages
-    from pinchpoint.report.audit.files import PAGE, read
+    from pinchpoint.report.audit.files import PAGE, address, read
 
     reports = [read(folder) for folder in folders]
-    links = [os.path.relpath(folder / PAGE, out_file.parent) for folder in folders]
+    links = [address(folder / PAGE, out_file.parent) for folder in folders]
     typer.echo(f"{pages.write(reports, out_file, links)}")
 
 
