@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, open_with, out, show
+from pinchpoint.cli import checks
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, open_with, out, say, show
 
 if TYPE_CHECKING:
     from pinchpoint.evaluate import Progress as Attacked
@@ -23,7 +24,8 @@ def attack(
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]"
+            callback=checks.threats,
+            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]",
         ),
     ] = None,
     attack: Annotated[str, typer.Option(help="standard, quick, apgd, pgd, fgsm, square or universal.")] = "standard",
@@ -46,6 +48,7 @@ def attack(
         Path | None,
         typer.Option(
             "--out",
+            callback=checks.output,
             help="Folder for examples (safetensors) and attack.json; what was interrupted goes on from there.",
             show_default=False,
         ),
@@ -98,7 +101,7 @@ def attack(
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    typer.echo(f"{attack} on {source.name}: {len(x)} test samples of {content.name}")
+    say(f"{attack} on {source.name}: {len(x)} test samples of {content.name}")
     show(attack_parts(result, out.width))
 
 

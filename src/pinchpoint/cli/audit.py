@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, folder, out
+from pinchpoint.cli import checks
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, folder, out, say
 
 if TYPE_CHECKING:
     from pinchpoint.inspection.clock import Told
@@ -28,19 +29,26 @@ def audit(
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="norm:eps in pixels, e.g. linf:8/255 or l2:0.5; may be given once a norm.  \\[default: linf:8/255]"
+            callback=checks.threats,
+            help="norm:eps in pixels, e.g. linf:8/255 or l2:0.5; may be given once a norm.  \\[default: linf:8/255]",
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Another model, judged on the same samples: what changes from MODEL to it?", show_default=False
+            callback=checks.model,
+            help="Another model, judged on the same samples: what changes from MODEL to it?",
+            show_default=False,
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Test samples judged, the first ones.")] = 1000,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time to spend, e.g. 90s or 10m: a full answer early, then sharper.", show_default=False),
+        typer.Option(
+            callback=checks.time,
+            help="Time to spend, e.g. 90s or 10m: a full answer early, then sharper.",
+            show_default=False,
+        ),
     ] = None,
     try_it: Annotated[
         bool, typer.Option("--try", help="Follow the first advice on a copy, and see whether its prediction holds.")
@@ -55,13 +63,20 @@ def audit(
     ] = None,
     fail_if: Annotated[
         str | None,
-        typer.Option(help='Exit with status 1 where this holds, e.g. "robust_accuracy < 0.3".', show_default=False),
+        typer.Option(
+            callback=checks.condition,
+            help='Exit with status 1 where this holds, e.g. "robust_accuracy < 0.3".',
+            show_default=False,
+        ),
     ] = None,
     image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")] = "auto",
     out_dir: Annotated[
-        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="For the report, and its figures.")
+        Path,
+        typer.Option(
+            "--out", parser=folder, callback=checks.output, metavar="FOLDER", help="For the report, and its figures."
+        ),
     ] = Path("runs/audit"),
     as_json: Json = False,
 ) -> None:
@@ -125,7 +140,7 @@ def compare(
 
     reports = [read(folder) for folder in folders]
     links = [address(folder / PAGE, out_file.parent) for folder in folders]
-    typer.echo(f"{pages.write(reports, out_file, links)}")
+    say(f"{pages.write(reports, out_file, links)}")
 
 
 def _open(model: str, data: AnyDataset, normalize: str | None) -> Source:

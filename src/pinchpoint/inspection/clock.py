@@ -7,12 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Phase, Timing
 from pinchpoint.written import number
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Told = Callable[[str, str], None]
 """Told the phase that runs and what is known so far."""
