@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def attack(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"{DATA_NAMES}.", show_default=False)],
+    data: Annotated[str, typer.Option(callback=checks.data, help=f"{DATA_NAMES}.", show_default=False)],
     threat: Annotated[
         list[str] | None,
         typer.Option(
@@ -28,7 +28,13 @@ def attack(
             help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]",
         ),
     ] = None,
-    attack: Annotated[str, typer.Option(help="standard, quick, apgd, pgd, fgsm, square or universal.")] = "standard",
+    attack: Annotated[
+        str,
+        typer.Option(
+            callback=checks.chosen("standard", "quick", "apgd", "pgd", "fgsm", "square", "universal"),
+            help="standard, quick, apgd, pgd, fgsm, square or universal.",
+        ),
+    ] = "standard",
     samples: Annotated[int, typer.Option(min=1, help="Test samples attacked, the first ones.")] = 1000,
     steps: Annotated[
         int | None,
@@ -43,7 +49,9 @@ def attack(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 1024,
     image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+    ] = "auto",
     out_dir: Annotated[
         Path | None,
         typer.Option(

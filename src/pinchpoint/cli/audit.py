@@ -25,7 +25,7 @@ FAILED = 1
 
 def audit(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"{DATA_NAMES}.", show_default=False)],
+    data: Annotated[str, typer.Option(callback=checks.data, help=f"{DATA_NAMES}.", show_default=False)],
     threat: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +71,9 @@ def audit(
     ] = None,
     image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+    ] = "auto",
     out_dir: Annotated[
         Path,
         typer.Option(

@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from pinchpoint.errors import ConfigError, StoreError, ThreatError
+from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
 from pinchpoint.written import threat
 
 MODEL_PREFIXES = ("timm", "torchvision", "open_clip", "py")
 """Those of ``learn.source``; a test compares."""
+
+DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
+DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
+"""Those of ``learn.data``, likewise."""
+
+
+def data(text: str | None) -> str | None:
+    """A data set that may be there: a known name, or a kind with a path where something is.
+
+    Raises:
+        DataError: for any other.
+    """
+    kind, colon, rest = (text or "").partition(":")
+    if text is None or text in DATA_NAMES:
+        return text
+    if not (colon and kind in DATA_KINDS and rest):
+        known = ", ".join((*DATA_NAMES, *(f"{name}:PATH" for name in DATA_KINDS[:-1])))
+        raise DataError("a data set must be known by name", text, f"use {known} or torchvision:NAME")
+    if kind != "torchvision" and not there(Path(rest).expanduser()):
+        raise DataError("the file or folder of a data set must be there", rest, "check the path")
+    return text
+
+
+def size(text: str | None) -> str | None:
+    """A size of inputs, SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, or none.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if text is not None and not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){0,2}", text):
+        rule = "an input size is SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH"
+        raise ConfigError(rule, text, "write 32 or 3x32x32")
+    return text
+
+
+def device(text: str) -> str:
+    """A word that names a device; whether it is there is seen later.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,4})?", text):
+        raise ConfigError("a device is auto, cpu, cuda or cuda:NUMBER", text, "use auto or cpu")
+    return text
+
+
+def chosen(*words: str) -> Callable[[str], str]:
+    """A check that an option is one of these words."""
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise ConfigError(f"this option is one of {', '.join(words)}", text, "write one of those")
+        return text
+
+    return check
 
 
 def threats(texts: list[str] | None) -> list[str] | None:

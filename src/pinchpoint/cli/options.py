@@ -33,7 +33,8 @@ Model = Annotated[
     ),
 ]
 InputSize = Annotated[
-    str | None, typer.Option(help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own.")
+    str | None,
+    typer.Option(callback=checks.size, help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own."),
 ]
 DATA_NAMES = (
     "digits, mnist, cifar10, cifar100, npz:PATH, imagefolder:PATH, imagenet:PATH, huggingface:PATH or torchvision:NAME"
