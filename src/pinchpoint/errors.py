@@ -45,7 +45,8 @@ def brief(value: object) -> str:
 
 def _pieces(value: object) -> Iterator[str]:
     """``repr(value)`` piece by piece, each of them short or made at a bounded cost."""
-    brackets = {list: "[]", tuple: "()", set: "{}", dict: "{}"}.get(type(value))
+    kinds: dict[type, str] = {list: "[]", tuple: "()", set: "{}", dict: "{}"}
+    brackets = kinds.get(type(value))
     if isinstance(value, str | bytes):
         yield repr(value[: _LONGEST_VALUE + 1])
     elif isinstance(value, int) and abs(value) >= _LARGEST_WHOLE:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import get_args
 
 from pinchpoint.errors import ThreatError
-from pinchpoint.records import ThreatNorm
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
 """A power of ten has three digits at most: Fraction writes it out, and float64 ends at 308."""
@@ -32,13 +31,13 @@ def number(text: str) -> float:
     return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
 
 
-def threat(text: str) -> tuple[str, float]:
+def threat(text: str, norms: Sequence[str]) -> tuple[str, float]:
     """Norm and budget of ``norm:eps``; eps may be a fraction.
 
     Raises:
         ThreatError: where it is not written so, or the budget is negative.
 
-    >>> threat("l2: 0.5")
+    >>> threat("l2: 0.5", ("linf", "l2"))
     ('l2', 0.5)
     """
     norm, _, eps = text.partition(":")
@@ -46,8 +45,8 @@ def threat(text: str) -> tuple[str, float]:
         value = number(eps)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ThreatError("a threat is written norm:eps", text, "write for example linf:8/255 or l2:0.5") from None
-    if norm not in get_args(ThreatNorm):
-        raise ThreatError(f"norm must be one of {', '.join(get_args(ThreatNorm))}", norm, "write linf, l2 or l1")
+    if norm not in norms:
+        raise ThreatError(f"norm must be one of {', '.join(norms)}", norm, "write linf, l2 or l1")
     if value < 0:
         raise ThreatError("eps must be zero or more", value, "give the budget in input units, for example 8/255")
     return norm, value

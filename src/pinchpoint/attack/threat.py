@@ -62,7 +62,7 @@ class Threat:
         >>> print(Threat.parse("linf:8/255"), Threat.parse("l2: 0.5"))
         linf:8/255 l2:0.5
         """
-        norm, eps = threat(text)
+        norm, eps = threat(text, get_args(ThreatNorm))
         return cls(norm, eps, box)  # type: ignore[arg-type]  # ``threat`` refuses unknown norms
 
     def __str__(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
+from pinchpoint.records import ThreatNorm
 from pinchpoint.written import threat
 
 MODEL_PREFIXES = ("timm", "torchvision", "open_clip", "py")
@@ -75,7 +77,7 @@ def threats(texts: list[str] | None) -> list[str] | None:
         ThreatError: for one that is not written so, or that is wider than the box.
     """
     for text in texts or ():
-        norm, eps = threat(text)
+        norm, eps = threat(text, get_args(ThreatNorm))
         if norm == "linf" and eps > 1.0:
             remedy = f"write linf:{eps:g}/255 where parts of 255 are meant"
             raise ThreatError("an l_inf budget in pixels from 0 to 1 is at most 1", text, remedy)

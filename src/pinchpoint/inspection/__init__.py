@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pinchpoint.inspection.assemble import Found, assemble
+    from pinchpoint.inspection.assemble import Found
     from pinchpoint.inspection.config import AuditConfig, CaptionsConfig, ThreatConfig
 
-__all__ = ["AuditConfig", "CaptionsConfig", "Found", "ThreatConfig", "assemble"]
+__all__ = ["AuditConfig", "CaptionsConfig", "Found", "ThreatConfig"]
 
 
 def __getattr__(name: str) -> object:
