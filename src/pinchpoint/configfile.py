@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from pinchpoint.errors import ConfigError, PinchpointError
+from pinchpoint.errors import ConfigError, PinchpointError, brief
 from pinchpoint.written import number
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -125,12 +125,19 @@ def validate(kind: type[_Model], content: object, where: str) -> _Model:
             if (key := str(problem["loc"][-1]).partition(":"))[0] in known:  # {flip:true} is one long key to YAML
                 remedy = f"put a space after the colon, {key[0]}: {key[2]}"
             raise ConfigError(f"{where}: every key must be known", place, remedy) from None
-        value = "nothing" if problem["type"] == "missing" or problem["input"] is None else repr(problem["input"])
+        value = (
+            "nothing" if problem["type"] == "missing" or problem["input"] is None else brief(_quoted(problem["input"]))
+        )
         if "field" in (context := problem.get("ctx", {})):  # one field decides what the others may be
-            place, value = f"{place}.{context['field']}", repr(problem["input"].get(context["field"]))
+            place, value = f"{place}.{context['field']}", brief(_quoted(problem["input"].get(context["field"])))
         raise ConfigError(
             f"{where}: {place}: {inner or _PLAIN.get(problem['type'], problem['msg'])}", value, _remedy(problem)
         ) from None
+
+
+def _quoted(value: object) -> object:
+    """Text in quotes, of bounded length; anything else as it is."""
+    return repr(value[:1000]) if isinstance(value, str) else value
 
 
 def _remedy(problem: ErrorDetails) -> str:
@@ -138,7 +145,7 @@ def _remedy(problem: ErrorDetails) -> str:
     limits = problem.get("ctx", {})
     if "choices" in limits:
         close = difflib.get_close_matches(
-            str(problem["input"].get(limits["field"])), limits["choices"], n=1, cutoff=0.5
+            brief(problem["input"].get(limits["field"])), limits["choices"], n=1, cutoff=0.5
         )
         return f"perhaps {close[0]} is meant" if close else "choose one of them"
     if "expected" in limits:

@@ -8,11 +8,64 @@ pinchpoint.errors.ThreatError: eps must be zero or more, but got -0.1; give the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pinchpoint.version import __version__
 
 _LONGEST_VALUE = 200
+_LARGEST_WHOLE = 2**1024
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, marks of direction and lone surrogates are written out: a file's words move no cursor.
+
+    >>> printable("\x1b[31mred")
+    '\\\\x1b[31mred'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
+def brief(value: object) -> str:
+    """A value on one line, cut to 200 signs; the work is bounded too, however large or nested the value is.
+
+    >>> brief([1, "a"]), brief(10**400)
+    ("[1, 'a']", 'a whole number of 1329 bits')
+    """
+    signs = ""
+    for piece in (value[: 100 * _LONGEST_VALUE],) if isinstance(value, str) else _pieces(value):
+        signs += piece
+        if not isinstance(value, str) and len(signs) > _LONGEST_VALUE:
+            break
+    shown = printable(" ".join(signs.split()))
+    return shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 3] + "..."
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """``repr(value)`` piece by piece, each of them short or made at a bounded cost."""
+    kinds: dict[type, str] = {list: "[]", tuple: "()", set: "{}", dict: "{}"}
+    brackets = kinds.get(type(value))
+    if isinstance(value, str | bytes):
+        yield repr(value[: _LONGEST_VALUE + 1])
+    elif isinstance(value, int) and abs(value) >= _LARGEST_WHOLE:
+        yield f"a whole number of {value.bit_length()} bits"
+    elif brackets is None or not value:
+        yield repr(value)
+    else:
+        assert isinstance(value, list | tuple | set | dict)
+        yield brackets[0]
+        for number, item in enumerate(value):
+            if number:
+                yield ", "
+            yield from _pieces(item)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[item])
+        yield ",)" if isinstance(value, tuple) and len(value) == 1 else brackets[1]
 
 
 class PinchpointError(ValueError):
@@ -25,11 +78,8 @@ class PinchpointError(ValueError):
     """
 
     def __init__(self, rule: str, value: object, remedy: str) -> None:
-        shown = " ".join((value if isinstance(value, str) else repr(value)).split())
-        if len(shown) > _LONGEST_VALUE:
-            shown = shown[: _LONGEST_VALUE - 3] + "..."
-        self.rule, self.value, self.remedy = rule, shown, remedy
-        super().__init__(f"{rule}, but got {shown}; {remedy}.")
+        self.rule, self.value, self.remedy = printable(rule), brief(value), printable(remedy)
+        super().__init__(f"{self.rule}, but got {self.value}; {self.remedy}.")
 
     def __reduce__(self) -> tuple[type[PinchpointError], tuple[Any, ...]]:
         """Errors cross process borders whole."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from fractions import Fraction
+
+from pinchpoint.errors import ThreatError
+
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
+"""A power of ten has three digits at most: Fraction writes it out, and float64 ends at 308."""
+_LONGEST = 100
 
 _TENTHS = 5
 """255ths below which tenths of them are written."""
@@ -18,9 +26,30 @@ def number(text: str) -> float:
     (True, True, 0.001)
     """
     above, slash, below = text.replace(" ", "").partition("/")
-    if "/" in below:
-        raise ValueError(text)
+    if not all(len(part) <= _LONGEST and _DECIMAL.fullmatch(part) for part in ((above, below) if slash else (above,))):
+        raise ValueError("no number of up to 100 digits and a power of ten of up to three")
     return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
+
+
+def threat(text: str, norms: Sequence[str]) -> tuple[str, float]:
+    """Norm and budget of ``norm:eps``; eps may be a fraction.
+
+    Raises:
+        ThreatError: where it is not written so, or the budget is negative.
+
+    >>> threat("l2: 0.5", ("linf", "l2"))
+    ('l2', 0.5)
+    """
+    norm, _, eps = text.partition(":")
+    try:
+        value = number(eps)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ThreatError("a threat is written norm:eps", text, "write for example linf:8/255 or l2:0.5") from None
+    if norm not in norms:
+        raise ThreatError(f"norm must be one of {', '.join(norms)}", norm, "write linf, l2 or l1")
+    if value < 0:
+        raise ThreatError("eps must be zero or more", value, "give the budget in input units, for example 8/255")
+    return norm, value
 
 
 def budget(norm: str | None, eps: float | None) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pinchpoint.errors import ThreatError
 from pinchpoint.records import ThreatNorm
-from pinchpoint.written import budget, number
+from pinchpoint.written import budget, threat
 
 _LARGEST = torch.finfo(torch.float32).max / 4.0
 _SHRINK = 1.0 - 1e-6  # keeps float32 rounding of a projected l2 or l1 perturbation inside the ball
@@ -62,12 +62,8 @@ class Threat:
         >>> print(Threat.parse("linf:8/255"), Threat.parse("l2: 0.5"))
         linf:8/255 l2:0.5
         """
-        norm, _, eps = text.partition(":")
-        try:
-            value = number(eps)
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ThreatError("a threat is written norm:eps", text, "write for example linf:8/255 or l2:0.5") from None
-        return cls(norm, value, box)  # type: ignore[arg-type]  # __post_init__ refuses unknown norms
+        norm, eps = threat(text, get_args(ThreatNorm))
+        return cls(norm, eps, box)  # type: ignore[arg-type]  # ``threat`` refuses unknown norms
 
     def __str__(self) -> str:
         parts = budget(self.norm, self.eps)

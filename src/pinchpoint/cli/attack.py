@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, open_with, out, show
+from pinchpoint.cli import checks
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, open_with, out, say, show
 
 if TYPE_CHECKING:
     from pinchpoint.evaluate import Progress as Attacked
@@ -19,14 +20,21 @@ if TYPE_CHECKING:
 
 def attack(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"{DATA_NAMES}.", show_default=False)],
+    data: Annotated[str, typer.Option(callback=checks.data, help=f"{DATA_NAMES}.", show_default=False)],
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]"
+            callback=checks.threats,
+            help="norm:eps, e.g. linf:8/255, l2:0.5, l1:12; may be given more than once. \\[default: linf:8/255]",
         ),
     ] = None,
-    attack: Annotated[str, typer.Option(help="standard, quick, apgd, pgd, fgsm, square or universal.")] = "standard",
+    attack: Annotated[
+        str,
+        typer.Option(
+            callback=checks.chosen("standard", "quick", "apgd", "pgd", "fgsm", "square", "universal"),
+            help="standard, quick, apgd, pgd, fgsm, square or universal.",
+        ),
+    ] = "standard",
     samples: Annotated[int, typer.Option(min=1, help="Test samples attacked, the first ones.")] = 1000,
     steps: Annotated[
         int | None,
@@ -41,11 +49,14 @@ def attack(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 1024,
     image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+    ] = "auto",
     out_dir: Annotated[
         Path | None,
         typer.Option(
             "--out",
+            callback=checks.output,
             help="Folder for examples (safetensors) and attack.json; what was interrupted goes on from there.",
             show_default=False,
         ),
@@ -98,7 +109,7 @@ def attack(
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    typer.echo(f"{attack} on {source.name}: {len(x)} test samples of {content.name}")
+    say(f"{attack} on {source.name}: {len(x)} test samples of {content.name}")
     show(attack_parts(result, out.width))
 
 

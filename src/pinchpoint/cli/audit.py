@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, folder, out
+from pinchpoint.cli import checks
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, folder, out, say
 
 if TYPE_CHECKING:
     from pinchpoint.inspection.clock import Told
@@ -24,23 +25,30 @@ FAILED = 1
 
 def audit(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"{DATA_NAMES}.", show_default=False)],
+    data: Annotated[str, typer.Option(callback=checks.data, help=f"{DATA_NAMES}.", show_default=False)],
     threat: Annotated[
         list[str] | None,
         typer.Option(
-            help="norm:eps in pixels, e.g. linf:8/255 or l2:0.5; may be given once a norm.  \\[default: linf:8/255]"
+            callback=checks.threats,
+            help="norm:eps in pixels, e.g. linf:8/255 or l2:0.5; may be given once a norm.  \\[default: linf:8/255]",
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Another model, judged on the same samples: what changes from MODEL to it?", show_default=False
+            callback=checks.model,
+            help="Another model, judged on the same samples: what changes from MODEL to it?",
+            show_default=False,
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Test samples judged, the first ones.")] = 1000,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time to spend, e.g. 90s or 10m: a full answer early, then sharper.", show_default=False),
+        typer.Option(
+            callback=checks.time,
+            help="Time to spend, e.g. 90s or 10m: a full answer early, then sharper.",
+            show_default=False,
+        ),
     ] = None,
     try_it: Annotated[
         bool, typer.Option("--try", help="Follow the first advice on a copy, and see whether its prediction holds.")
@@ -55,13 +63,22 @@ def audit(
     ] = None,
     fail_if: Annotated[
         str | None,
-        typer.Option(help='Exit with status 1 where this holds, e.g. "robust_accuracy < 0.3".', show_default=False),
+        typer.Option(
+            callback=checks.condition,
+            help='Exit with status 1 where this holds, e.g. "robust_accuracy < 0.3".',
+            show_default=False,
+        ),
     ] = None,
     image_size: ImageSize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+    ] = "auto",
     out_dir: Annotated[
-        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="For the report, and its figures.")
+        Path,
+        typer.Option(
+            "--out", parser=folder, callback=checks.output, metavar="FOLDER", help="For the report, and its figures."
+        ),
     ] = Path("runs/audit"),
     as_json: Json = False,
 ) -> None:
@@ -120,14 +137,12 @@ def compare(
     out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page.")] = Path("runs/compare.html"),
 ) -> None:
     """Put many audits side by side: one page from the audit.json of each folder."""
-    import os
-
     from pinchpoint.report.audit import compare as pages
-    from pinchpoint.report.audit.files import PAGE, read
+    from pinchpoint.report.audit.files import PAGE, address, read
 
     reports = [read(folder) for folder in folders]
-    links = [os.path.relpath(folder / PAGE, out_file.parent) for folder in folders]
-    typer.echo(f"{pages.write(reports, out_file, links)}")
+    links = [address(folder / PAGE, out_file.parent) for folder in folders]
+    say(f"{pages.write(reports, out_file, links)}")
 
 
 def _open(model: str, data: AnyDataset, normalize: str | None) -> Source:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import DATA_NAMES, ImageSize, InputSize, Json, Model, err, open_model, show
 from pinchpoint.cli.progress import epochs as watched
 
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
     from pinchpoint.records import Compressed
     from pinchpoint.workshop import Smaller, Tuning
 
-Data = Annotated[str | None, typer.Option(help=f"Data to judge and fine-tune on: {DATA_NAMES}.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(callback=checks.data, help=f"Data to judge and fine-tune on: {DATA_NAMES}.", show_default=False),
+]
 Epochs = Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after each step.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of fine-tuning (SGD with momentum, half a cosine).")]
 Adversary = Annotated[
     str | None,
     typer.Option(
-        help="Fine-tune adversarially: norm:eps, e.g. linf:8/255; PGD on half of each batch.", show_default=False
+        callback=checks.adversary,
+        help="Fine-tune adversarially: norm:eps, e.g. linf:8/255; PGD on half of each batch.",
+        show_default=False,
     ),
 ]
 Penalties = Annotated[
@@ -36,9 +42,13 @@ Penalties = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Fine-tune on the first N training images.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Of fine-tuning.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")]
+Device = Annotated[
+    str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
+]
 Samples = Annotated[int, typer.Option(min=1, help="Test images judged, the first ones.")]
-Out = Annotated[Path, typer.Option("--out", help="Empty folder for the checkpoint and compression.json.")]
+Out = Annotated[
+    Path, typer.Option("--out", callback=checks.output, help="Empty folder for the checkpoint and compression.json.")
+]
 
 
 def prune(

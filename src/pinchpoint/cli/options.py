@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from pinchpoint.cli import checks
+from pinchpoint.errors import printable
 
 if TYPE_CHECKING:
     from pinchpoint.learn.data import AnyDataset
@@ -23,12 +27,14 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        callback=checks.model,
         help="A checkpoint folder, a .safetensors file, or a name such as timm:resnet18.",
         show_default=False,
     ),
 ]
 InputSize = Annotated[
-    str | None, typer.Option(help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own.")
+    str | None,
+    typer.Option(callback=checks.size, help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own."),
 ]
 DATA_NAMES = (
     "digits, mnist, cifar10, cifar100, npz:PATH, imagefolder:PATH, imagenet:PATH, huggingface:PATH or torchvision:NAME"
@@ -86,8 +92,22 @@ Mirrors = Annotated[
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
 File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
 
-out = Console(markup=False, emoji=False, highlight=False)  # labels and paths are shown as they are
-err = Console(markup=False, emoji=False, highlight=False, stderr=True)
+
+class _Plain(Console):
+    """A console on which no control character of a file reaches the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def say(text: object) -> None:
+    """A line on standard output, likewise."""
+    typer.echo(printable(str(text)))
+
+
+out = _Plain(markup=False, emoji=False, highlight=False)  # labels and paths are shown as they are
+err = _Plain(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 def open_with(model: str, data: str, samples: int, image_size: int | None = None) -> tuple[Source, AnyDataset]:
@@ -120,6 +140,6 @@ def show(parts: Iterable[str | Table]) -> None:
     """Text and tables, in turn."""
     for part in parts:
         if isinstance(part, str):
-            typer.echo(part)
+            say(part)
         else:
             out.print(part)

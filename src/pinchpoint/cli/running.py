@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pinchpoint.cli.options import err, out
+from pinchpoint.cli.options import err, out, say
 
 if TYPE_CHECKING:
     from pinchpoint.study import Engine, Failure, Stage, Store, StudyConfig
@@ -112,11 +112,11 @@ def write_report(config: StudyConfig, store: Store, folder: Path, failed: list[F
     for table in summary_tables(summary):
         out.print(table)
     typer.echo(legend(summary))
-    typer.echo(summary.headline)
+    say(summary.headline)
     for verdict in summary.verdicts:
-        typer.echo(f"claim {verdict.claim}: {verdict.sentence}")
+        say(f"claim {verdict.claim}: {verdict.sentence}")
     for note in summary.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     typer.echo(f"summary: {folder / 'summary.json'}\nrecords: {folder / 'records.parquet'}\nreport:  {page}")
 
 

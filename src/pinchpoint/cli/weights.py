@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.text import Text
 
-from pinchpoint.cli.options import InputSize, Json, Model, err, open_model, out, show
+from pinchpoint.cli.options import InputSize, Json, Model, err, open_model, out, say, show
 
 if TYPE_CHECKING:
     from pinchpoint.records import Norm
@@ -40,7 +40,7 @@ def profile(
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    typer.echo(f"Compressibility of {source.name}")
+    say(f"Compressibility of {source.name}")
     show(profile_parts(result, k_share, out.width))
 
 
@@ -85,5 +85,5 @@ def bound(
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    typer.echo(f"Bounds of {source.name} on inputs of {'x'.join(map(str, result.input_shape))}")
+    say(f"Bounds of {source.name} on inputs of {'x'.join(map(str, result.input_shape))}")
     show(bound_parts(result, out.width))

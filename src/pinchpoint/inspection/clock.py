@@ -7,11 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Phase, Timing
+from pinchpoint.written import number
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Told = Callable[[str, str], None]
 """Told the phase that runs and what is known so far."""
@@ -26,9 +29,13 @@ def seconds(text: str) -> float:
     (90.0, 600.0, 5400.0)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if found is None or float(found[1]) == 0.0:
+    try:
+        length = number(found[1]) * _UNITS[found[2]] if found else 0.0
+    except (ValueError, OverflowError):
+        length = 0.0
+    if not 0.0 < length < math.inf:
         raise ConfigError("a time is a number of seconds, minutes or hours above zero", text, "write 90s, 10m or 1h")
-    return float(found[1]) * _UNITS[found[2]]
+    return length
 
 
 class Clock:

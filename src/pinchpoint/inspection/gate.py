@@ -24,6 +24,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+_DEEPEST = 50
 _NORMS = ("_linf", "_l2", "_l1")
 _TOKEN = re.compile(r"\s*(<=|>=|==|!=|<|>|\(|\)|[A-Za-z_][\w.]*|-?\d[\d.]*(?:[eE][-+]?\d+)?(?:\s*/\s*\d+|\s*%)?|\S)")
 
@@ -94,7 +95,7 @@ class _Reader:
     def __init__(self, text: str, known: Mapping[str, float]) -> None:
         self._text, self._known = text, known
         self._tokens = _TOKEN.findall(text)
-        self._place = 0
+        self._place = self._depth = 0
 
     def whole(self) -> bool:
         found = self._either()
@@ -130,6 +131,15 @@ class _Reader:
         return found
 
     def _one(self) -> bool:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            rule = f"a condition nests at most {_DEEPEST} brackets and nots"
+            raise ConfigError(rule, self._text, "write it with fewer")
+        found = self._inside()
+        self._depth -= 1
+        return found
+
+    def _inside(self) -> bool:
         if self._next == "not":
             self._place += 1
             return not self._one()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pinchpoint.errors import CheckpointError
+from pinchpoint.learn.weights import check_shared
 
 DTYPES = {
     1: torch.uint8,
@@ -92,6 +93,7 @@ def _read(path: Path, file: zipfile.ZipFile) -> Archive:
 
     program = parsed("models/model.json")["graph_module"]
     tensors: dict[str, Tensor] = {}
+    stored = 0
     for kind in ("weights", "constants"):
         raw: dict[str, bytearray] = {}
         for name, payload in parsed(f"data/{kind}/model_{kind}_config.json")["config"].items():
@@ -100,8 +102,10 @@ def _read(path: Path, file: zipfile.ZipFile) -> Archive:
                 raise _unsafe(path, f"{name} as a pickle")
             if part not in raw:
                 raw[part] = bytearray(file.read(infos[f"data/{kind}/{part}"]))
+                stored += len(raw[part])
             tensor = _tensor(raw[part], payload["tensor_meta"])
             tensors[name] = torch.nn.Parameter(tensor, tensor.is_floating_point()) if payload["is_param"] else tensor
+    check_shared(path, tensors, stored)
     return Archive(program, tensors)
 
 

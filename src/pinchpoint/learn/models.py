@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from torch import nn
 
 from pinchpoint.compress import LowRankLinear
-from pinchpoint.errors import ModelError
+from pinchpoint.errors import ModelError, brief
 from pinchpoint.learn.library import LibraryConfig
 from pinchpoint.learn.network import NetworkConfig, Normalize, channels_of
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
@@ -37,6 +38,10 @@ __all__ = [
 ]
 
 
+_MOST_NUMBERS = 10**10
+"""Of a network, in float32 40 GB."""
+
+
 class ModelConfig(NetworkConfig):
     """A fully connected network of any width and depth.
 
@@ -52,6 +57,16 @@ class ModelConfig(NetworkConfig):
         """Its parts are numbered: flattening, then linear layers and ReLUs in turn."""
         if any(width < 1 for width in self.hidden):
             raise ModelError("hidden widths must be one or more", self.hidden, "check model.hidden")
+        # counted before memory is taken: weights of each layer, or of its two factors
+        widths = (math.prod(input_shape), *self.hidden, classes)
+        numbers = sum(before * after for before, after in pairwise(widths))
+        if self.rank is not None:
+            numbers = sum(self.rank * (before + after) for before, after in pairwise(widths[:-1])) + math.prod(
+                widths[-2:]
+            )
+        if numbers > _MOST_NUMBERS:
+            rule = f"a fully connected network may have at most {_MOST_NUMBERS:,} weights"
+            raise ModelError(rule, f"{numbers:,} with hidden widths {brief(self.hidden)}", "make model.hidden smaller")
         normalize = self.normalize(input_shape)
         steps: list[nn.Module] = [nn.Flatten()] if normalize is None else [normalize, nn.Flatten()]
         width = math.prod(input_shape)

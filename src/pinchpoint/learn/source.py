@@ -57,6 +57,11 @@ def open_model(spec: str, input_size: tuple[int, ...] | None = None, normalize: 
     """
     if not spec:
         raise ConfigError(f"a model is {_WAYS}", "an empty name", "write one of those")
+    try:
+        Path(spec).exists()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"a model is {_WAYS}", f"{spec} ({said})", "check the path") from None
     asked = None if normalize is None else parse_normalisation(normalize)
     path, (prefix, colon, rest) = Path(spec), spec.partition(":")
     if path.is_dir() or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):

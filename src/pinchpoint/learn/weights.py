@@ -70,15 +70,23 @@ def _check_sizes(path: Path) -> None:
 
 def _check_storage(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that are larger than what they were read from: copying them would fill the memory."""
-    total = 0
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
             seen = f"{name}, {tuple(tensor.shape)} on {tensor.device}"
             raise CheckpointError(f"{path} must hold plain tensors with all their numbers", seen, "save it again")
-        total += tensor.nbytes
-    if total > _MOST_SHARED * path.stat().st_size:
-        seen = f"{total} bytes of tensors in {path.stat().st_size}"
+    check_shared(path, tensors, path.stat().st_size)
+
+
+def check_shared(path: Path, tensors: Mapping[str, Tensor], stored: int) -> None:
+    """Refuse tensors that use the same numbers so often that copies of them would fill the memory.
+
+    Raises:
+        CheckpointError: where they come to more than 16 times the ``stored`` bytes.
+    """
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > _MOST_SHARED * stored:
+        seen = f"{total} bytes of tensors in {stored}"
         raise CheckpointError(f"{path} must hold the numbers of its tensors", seen, "save it again")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 2
 """Raised when a field changes its meaning; part of every run's id."""
@@ -16,6 +16,18 @@ Norm = Literal["linf", "l2"]
 
 ThreatNorm = Literal["linf", "l2", "l1"]
 """The norms an attack can be held to; bounds and audits know the paper's two."""
+
+
+Portion = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+"""A share, from 0 to 1."""
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of things."""
+
+
+Budget = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+"""A size of perturbations, or a time."""
 
 
 class Record(BaseModel):

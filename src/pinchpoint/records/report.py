@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pinchpoint.records.audited import Mechanism
-from pinchpoint.records.base import Record, ThreatNorm
+from pinchpoint.records.base import Budget, Count, Portion, Record, ThreatNorm
 from pinchpoint.records.bounded import Bounds
 from pinchpoint.records.measured import Profile
 from pinchpoint.records.pictures import Pictures
@@ -20,11 +20,11 @@ REPORT_SCHEMA = 1
 class Share(Record):
     """``count`` of ``of`` samples, as a share, with Wilson's 95 % interval."""
 
-    value: float
-    low: float
-    high: float
-    count: int
-    of: int
+    value: Portion
+    low: Portion
+    high: Portion
+    count: Count
+    of: Count
 
 
 class Subject(Record):
@@ -34,26 +34,26 @@ class Subject(Record):
     name: str
     notes: list[str]
     normalisation: str
-    parameters: int
-    classes: int
-    input_shape: list[int]
+    parameters: Count
+    classes: Count
+    input_shape: list[Count]
 
 
 class Samples(Record):
     """The data: the first ``count`` of ``of`` test samples; ``class_names`` where the data have them."""
 
     name: str
-    count: int
-    of: int
+    count: Count
+    of: Count
     class_names: list[str] | None = None
 
 
 class BudgetPoint(Record):
     """Robust accuracy at one budget with its interval, and what is certified there."""
 
-    eps: float
+    eps: Budget
     robust: Share
-    certified: float | None
+    certified: Portion | None
 
 
 class ThreatReport(Record):
@@ -66,7 +66,7 @@ class ThreatReport(Record):
     """
 
     norm: ThreatNorm
-    eps: float
+    eps: Budget
     attack: str
     robust: Share
     universal: Share | None
@@ -74,7 +74,7 @@ class ThreatReport(Record):
     median_radius: float | None
     gap: float | None
     gap_bound: float | None
-    settled: dict[str, int]
+    settled: dict[str, Count]
     stage: list[str]
     curve: list[BudgetPoint]
     warnings: list[str]
@@ -115,8 +115,8 @@ class Trial(Record):
 
     advice: str
     title: str
-    epochs: int
-    samples: int
+    epochs: Count
+    samples: Count
     outcomes: list[Outcome]
     said: str
 
@@ -130,14 +130,14 @@ class Paired(Record):
     eps: float | None
     first: Share
     second: Share
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
+    both: Count
+    only_first: Count
+    only_second: Count
+    neither: Count
     difference: float
     low: float
     high: float
-    p_value: float
+    p_value: Portion
 
 
 class Comparison(Record):
@@ -160,8 +160,8 @@ class Phase(Record):
 class Timing(Record):
     """Seconds in all and by phase: the one part of a report that differs when it is repeated."""
 
-    seconds: float
-    phases: dict[str, float]
+    seconds: Budget
+    phases: dict[str, Budget]
 
 
 class AuditReport(Record):
@@ -176,8 +176,8 @@ class AuditReport(Record):
     report_schema: int = REPORT_SCHEMA
     title: str
     command: str
-    seed: int
-    budget: float | None
+    seed: Count
+    budget: Budget | None
     subject: Subject
     data: Samples
     verdict: list[str]

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pinchpoint.errors import ConfigError
+
+MOST_CELLS = 10**6
+"""Levels of a study times its seeds: more are counted, never written out."""
+
+
+def check_count(whose: str, cells: int) -> None:
+    """Refuse more cells than a study may have.
+
+    Raises:
+        ConfigError: with their number.
+    """
+    if cells > MOST_CELLS:
+        raise ConfigError(f"{whose} may have at most {MOST_CELLS:,} cells", f"{cells:,}", "give fewer values a key")
 
 
 def rows_of(
@@ -38,6 +52,8 @@ def rows_of(
     if len(set(lengths.values())) > 1:
         seen = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise ConfigError(f"zipped values of family '{family}' must be equally many", seen, "add or remove some")
+    together = len(next(iter(zipped.values()))) if zipped else 1
+    check_count(f"family '{family}'", max(1, len(listed)) * together * math.prod(map(len, grid.values())))
     outer: list[Mapping[str, Any]] = list(listed) or [{}]
     middle = [dict(zip(zipped, values, strict=True)) for values in zip(*zipped.values(), strict=True)] or [{}]
     inner = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

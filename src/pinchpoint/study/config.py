@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from pinchpoint.configfile import mapping, overridden, read_text, validate
 from pinchpoint.errors import ConfigError
-from pinchpoint.study.axes import rows_of
+from pinchpoint.study.axes import check_count, rows_of
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.claims import ClaimConfig
 from pinchpoint.study.cut import scaled
@@ -110,6 +110,7 @@ class StudyConfig(_Strict):
         claimed = [claim.id for claim in self.claims]
         if len(set(claimed)) != len(claimed):
             raise ConfigError("claims need distinct ids", claimed, "rename one")
+        check_count("a study", len(self.seeds) * sum(len(family.rows) for family in self.families))
         judged: dict[frozenset[object], str] = {}
         seen: set[int] = set()
         for family in self.families:

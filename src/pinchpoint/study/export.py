@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,20 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
 def _csv(rows: Sequence[Row], path: Path) -> None:
     nested = (dict, list)
     flat = [{name: _json(value) if isinstance(value, nested) else value for name, value in row.items()} for row in rows]
+    flat = [{_cell(name): _cell(value) for name, value in row.items()} for row in flat]
     path.write_text(_frame(flat).write_csv(), encoding="utf-8")
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, with the apostrophe in front that makes it text."""
+    if not isinstance(value, str) or not value.lstrip().startswith(
+        ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+    ):
+        return value
+    with suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"
 
 
 def _jsonl(rows: Sequence[Row], path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pinchpoint.errors import StoreError
-from pinchpoint.inspection import Found, assemble
+from pinchpoint.inspection.assemble import Found, assemble
 from pinchpoint.records import SCHEMA_VERSION, Run, StageRecord
 from pinchpoint.study.graph import Key, Stage
 from pinchpoint.study.plan import Task

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -46,6 +48,15 @@ def write(report: AuditReport, folder: Path) -> list[Path]:
     record = put(report.model_dump_json(indent=1) + "\n", folder / RECORD)
     text = put(markdown.text(report), folder / TEXT)
     return [page.write(report, folder / PAGE), text, record, *drawn]
+
+
+def address(path: Path, folder: Path) -> str:
+    """The link from a page in ``folder`` to a file: relative, never a scheme such as ``javascript:``.
+
+    >>> address(Path("a:b/c #1.html"), Path("."))
+    './a%3Ab/c%20%231.html'
+    """
+    return "./" + quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
 
 
 def read(folder: Path) -> AuditReport:

@@ -1,0 +1,144 @@
+"""What can be said about arguments before torch is imported or a file is read: a mistake costs no waiting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
+from pinchpoint.records import ThreatNorm
+from pinchpoint.written import threat
+
+MODEL_PREFIXES = ("timm", "torchvision", "open_clip", "py")
+"""Those of ``learn.source``; a test compares."""
+
+DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
+DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
+"""Those of ``learn.data``, likewise."""
+
+
+def data(text: str | None) -> str | None:
+    """A data set that may be there: a known name, or a kind with a path where something is.
+
+    Raises:
+        DataError: for any other.
+    """
+    kind, colon, rest = (text or "").partition(":")
+    if text is None or text in DATA_NAMES:
+        return text
+    if not (colon and kind in DATA_KINDS and rest):
+        known = ", ".join((*DATA_NAMES, *(f"{name}:PATH" for name in DATA_KINDS[:-1])))
+        raise DataError("a data set must be known by name", text, f"use {known} or torchvision:NAME")
+    if kind != "torchvision" and not there(Path(rest).expanduser()):
+        raise DataError("the file or folder of a data set must be there", rest, "check the path")
+    return text
+
+
+def size(text: str | None) -> str | None:
+    """A size of inputs, SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH, or none.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if text is not None and not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){0,2}", text):
+        rule = "an input size is SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH"
+        raise ConfigError(rule, text, "write 32 or 3x32x32")
+    return text
+
+
+def device(text: str) -> str:
+    """A word that names a device; whether it is there is seen later.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,4})?", text):
+        raise ConfigError("a device is auto, cpu, cuda or cuda:NUMBER", text, "use auto or cpu")
+    return text
+
+
+def chosen(*words: str) -> Callable[[str], str]:
+    """A check that an option is one of these words."""
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise ConfigError(f"this option is one of {', '.join(words)}", text, "write one of those")
+        return text
+
+    return check
+
+
+def threats(texts: list[str] | None) -> list[str] | None:
+    """Threats in pixels, from 0 to 1: an l_inf budget above 1 leaves nothing of an image.
+
+    Raises:
+        ThreatError: for one that is not written so, or that is wider than the box.
+    """
+    for text in texts or ():
+        norm, eps = threat(text, get_args(ThreatNorm))
+        if norm == "linf" and eps > 1.0:
+            remedy = f"write linf:{eps:g}/255 where parts of 255 are meant"
+            raise ThreatError("an l_inf budget in pixels from 0 to 1 is at most 1", text, remedy)
+    return texts
+
+
+def adversary(text: str | None) -> str | None:
+    """One threat, or none."""
+    threats(None if text is None else [text])
+    return text
+
+
+def model(text: str | None) -> str | None:
+    """A name that some model may have: a path where something is, or one of the known prefixes.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if text is None or (text.partition(":")[0] in MODEL_PREFIXES and ":" in text):
+        return text
+    if not text or not there(text):
+        rule = f"a model is a checkpoint folder, a file of weights, or {':NAME, '.join(MODEL_PREFIXES)}:NAME"
+        raise ConfigError(rule, f"{text or 'an empty name'}, where there is nothing", "check the path")
+    return text
+
+
+def condition(text: str | None) -> str | None:
+    """A condition of --fail-if, or none."""
+    from pinchpoint.inspection import gate
+
+    if text is not None:
+        gate.check(text)
+    return text
+
+
+def time(text: str | None) -> str | None:
+    """A time, or none."""
+    from pinchpoint.inspection import clock
+
+    if text is not None:
+        clock.seconds(text)
+    return text
+
+
+def output(path: Path | None) -> Path | None:
+    """A folder that is there, or can be made: nothing above it is a file.
+
+    Raises:
+        StoreError: where something is.
+    """
+    for above in () if path is None else (path, *path.absolute().parents):
+        if there(above):
+            if not above.is_dir():
+                raise StoreError(f"{path} must be a folder", f"the file {above}", "choose another with --out")
+            break
+    return path
+
+
+def there(path: str | Path) -> bool:
+    """Whether something is at a path; what no path can be (too long, with a NUL) is nowhere."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,64 @@
+"""A wrong argument is refused before torch is imported: status 2, one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from pinchpoint.cli import checks
+
+WRONG = [
+    "audit timm:x --data digits --threat linf:8",
+    "audit timm:x --data digits --threat linf:1e999999999",
+    "audit timm:x --data digits --threat l3:1",
+    "audit timm:x --data nothing",
+    "audit timm:x --data npz:nowhere.npz",
+    "audit nowhere.pt --data digits",
+    "audit timm:x --data digits --against nowhere.pt",
+    "audit timm:x --data digits --budget 1e9999h",
+    "audit timm:x --data digits --samples 0",
+    "audit timm:x --data digits --device tpu",
+    "audit timm:x --data digits --out /dev/null/x",
+    "audit timm:x --data digits --fail-if " + "(" * 5000,
+    "attack timm:x --data digits --threat l2:-1",
+    "attack timm:x --data digits --attack nothing",
+    "bound nowhere.pt",
+    "bound timm:x --input-size 0",
+    "profile " + "x" * 5000 + ".pth",
+    "prune timm:x --ratio 0.5 --threat linf:a",
+    "prune timm:x --ratio 0.5 --data nothing",
+    "factorize nowhere.pt",
+]
+RUN = """
+import contextlib, io, json, sys
+from pinchpoint import cli
+said = []
+for line in json.load(sys.stdin):
+    sys.argv, text = ["pinchpoint", *line.split(" ")], io.StringIO()
+    from pinchpoint.cli import options
+    cli.err.file = text
+    try:
+        cli.main()
+    except SystemExit as end:
+        said.append([line[:60], end.code, "torch" in sys.modules, text.getvalue()])
+print(json.dumps(said))
+"""
+
+
+def test_wrong_arguments_are_refused_without_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], input=json.dumps(WRONG), capture_output=True, text=True, check=True
+    )
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(answers) == len(WRONG)
+    for line, status, torch_there, text in answers:
+        assert (status, torch_there, text.count("error:")) == (2, False, 1), (line, text)
+
+
+def test_names_are_those_of_the_readers():
+    from pinchpoint.learn import data, zoo
+
+    assert set(checks.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}
+    assert set(checks.DATA_NAMES) == {"digits", *data.NPZ_NAMES}
+    assert set(checks.DATA_KINDS) == {"npz", *data.FILE_KINDS, "torchvision"}
