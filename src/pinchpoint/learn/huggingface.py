@@ -10,15 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn.listing import MOST_CLASSES, Encoded, Listing, Role, listing
+from pinchpoint.learn.listing import MOST_CLASSES, PARTS, Encoded, Listing, Role, listing, part_of
 
-_PARTS: dict[str, Role] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 _WHOLE: Role = "whole"
 
 
@@ -68,7 +61,7 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
     listed: dict[Role, Listing] = {}
     classes: int | tuple[str, ...] = 0
     for split, rows in parts.items():
-        role = _PARTS.get(split) if split else _WHOLE
+        role = part_of(split) if split else _WHOLE
         if role is None or len(rows) == 0:
             continue
         if role in listed:
@@ -89,7 +82,7 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
         table = rows.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
         listed[role] = listing(Table(table, image, name), labels)
     if not listed:
-        raise DataError(f"{root} must have a part called {', '.join(_PARTS)}", ", ".join(parts), "rename one")
+        raise DataError(f"{root} must have a part called {', '.join(PARTS)}", ", ".join(parts), "rename one")
     return listed, classes
 
 
