@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, InputSize, Json, Model, err, open_model, show
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, InputSize, Json, Model, Normalize, err, open_known, show
 from pinchpoint.cli.progress import epochs as watched
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def prune(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    normalize: Normalize = None,
     image_size: ImageSize = None,
     out_dir: Out = Path("runs/pruned"),
     as_json: Json = False,
@@ -82,7 +83,7 @@ def prune(
     from pinchpoint.compress import prune as cut
     from pinchpoint.workshop import Smaller
 
-    source = open_model(model, input_size)
+    source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
         source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
     )
@@ -131,6 +132,7 @@ def factorize(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    normalize: Normalize = None,
     image_size: ImageSize = None,
     out_dir: Out = Path("runs/factorized"),
     as_json: Json = False,
@@ -145,7 +147,7 @@ def factorize(
     from pinchpoint.records import Skipped
     from pinchpoint.workshop import Smaller
 
-    source = open_model(model, input_size)
+    source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
         source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
     )

@@ -71,7 +71,9 @@ def _check_beside(root: Path, folders: list[str], parts: Mapping[Role, str]) -> 
     if odd := [name for name in names if not parts and name.lower() in NOT_PARTS]:
         rule = f"{root} must hold one folder a class, or parts such as train and test"
         raise DataError(rule, f"a folder {_shown(odd[0])}", f"name {root / odd[0]} itself where that holds them")
-    if files := [entry.path for entry in _entries(str(root)) if not _is_dir(entry) and _is_image(entry.name)]:
+    if folders and (
+        files := [entry.path for entry in _entries(str(root)) if not _is_dir(entry) and _is_image(entry.name)]
+    ):
         raise DataError(f"images of {root} must lie in the folders of their classes", files[0], "sort them")
     for folder in parts.values():
         for entry in _entries(folder):

@@ -76,7 +76,12 @@ def _state_dict(path: Path, content: object, depth: int = 0) -> object:
     """The dict of tensors in what was read, or what was read where there is none."""
     if not isinstance(content, Mapping) or _tensors_only(content) or depth == _DEEPEST:
         return content
-    inner = {key: _state_dict(path, value, depth + 1) for key, value in content.items() if isinstance(value, Mapping)}
+    # numbered dicts are the state of an optimizer
+    inner = {
+        key: _state_dict(path, value, depth + 1)
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Mapping)
+    }
     dicts = {str(key): value for key, value in inner.items() if _tensors_only(value)}
     if not dicts:
         return content
