@@ -26,7 +26,7 @@ def test_a_state_dict_is_found_by_its_content(tmp_path: Path, key: str, prefix: 
 
 def test_two_state_dicts_of_unknown_names_are_refused(tmp_path: Path) -> None:
     torch.save({"first": {"a": torch.zeros(1)}, "second": {"a": torch.ones(1)}}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="must hold one dict of tensors, .* but got first, second;"):
+    with pytest.raises(CheckpointError, match=r"must hold one dict of tensors, .* but got first, second;"):
         read_tensors(tmp_path / "a.pth")
 
 
