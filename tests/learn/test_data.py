@@ -74,7 +74,7 @@ def test_limits_keep_the_first_samples(digits):
 def test_a_share_too_small_to_hold_every_class():
     for options in ({"test_share": 0.001}, {"validation_share": 0.001}):
         with pytest.raises(
-            DataError, match=r"a sample of each class, but got 1797 samples of 10 classes, .* a share of 0.001"
+            DataError, match=r"a sample of each class, but got [0-9]+ samples of 10 classes, .* a share of 0.001"
         ):
             load(DataConfig(**options))
 
