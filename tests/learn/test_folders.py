@@ -385,3 +385,51 @@ def test_the_real_sample_of_imagenet(real_data):
     for image, label in zip(data.x_test, data.y_test, strict=True):
         (path,) = (root / names[int(label)]).iterdir()
         np.testing.assert_allclose(image, pixels(path), atol=1e-7)
+
+
+# --- names of parts, and what lies beside them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("training", "test"), [("Training", "Testing"), ("TRAIN", "eval"), ("train", "Test")])
+def test_parts_by_any_usual_name(tmp_path, training, test):
+    fill(tmp_path / training, images=4)
+    fill(tmp_path / test, images=2)
+    data = opened(tmp_path)
+    assert data.classes == 3
+    assert len(data.train) + len(data.validation) == 12
+    assert len(data.test) == 6
+
+
+@pytest.mark.parametrize("layout", ["images", "train/unlabeled/../../images", "0.png", "train/0.png", "train/test"])
+def test_nothing_beside_parts_is_dropped_or_a_class(tmp_path, layout):
+    fill(tmp_path / "train", images=4)
+    target = tmp_path / layout
+    if layout.endswith(".png"):
+        picture(target)
+    else:
+        (tmp_path / "train" / "unlabeled").mkdir()
+        fill(Path(os.path.normpath(target)), images=1)
+        (tmp_path / "train" / "unlabeled").rmdir()
+    with pytest.raises(DataError):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_their_exif_says(tmp_path, orientation):
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    rows, columns = stored.shape[:2]
+    turned = {  # from the table of the EXIF standard: where row 0 and column 0 of what is stored are seen
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored, 1),
+    }[orientation]
+    assert turned.shape[:2] in {(rows, columns), (columns, rows)}
+    np.testing.assert_array_equal(decode(Encoded(str(tmp_path / "a.png"))).permute(1, 2, 0), turned)

@@ -167,7 +167,8 @@ def test_folders_that_are_none(tmp_path):
     root = saved(tmp_path / "odd", first=table(), second=table())
     with refused(
         DataError,
-        f"{root} must have a part called train, validation, valid, val, test, but got first, second; rename one.",
+        f"{root} must have parts called train, training, val, valid, validation, dev, test, testing, eval, evaluation, "
+        "and no others, but got first, second; rename them.",
     ):
         opened(root)
     (arrow,) = (root / "first").glob("*.arrow")

@@ -270,3 +270,24 @@ def test_epochs_are_reported_in_order(few):
 def test_configurations_are_validated(options):
     with pytest.raises(ValidationError):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(("samples", "size"), [(9, 4), (9, 8), (3, 2)])
+def test_a_last_batch_of_one_joins_the_one_before(samples, size):
+    from pinchpoint.learn.loop import _batches
+
+    order = torch.randperm(samples)
+    batches = _batches(order, size)
+    assert torch.equal(torch.cat(batches), order)
+    assert [len(rows) for rows in batches] == [size] * (samples // size - 1) + [size + 1]
+    even = torch.randperm(samples + 1)  # nothing changes where no batch is of one
+    assert all(torch.equal(a, b) for a, b in zip(_batches(even, size), even.split(size), strict=True))
+
+
+def test_batch_normalisation_of_single_samples_is_refused_in_a_sentence():
+    from pinchpoint.errors import ModelError
+    from pinchpoint.learn import DataConfig, TrainConfig, load, train
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+    with pytest.raises(ModelError, match=r"more than one value a channel .* use a larger train.batch_size"):
+        train(model, load(DataConfig(limit_train=100)), TrainConfig(epochs=1, batch_size=1), seed=0)

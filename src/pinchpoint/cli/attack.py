@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pinchpoint.cli import checks
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, open_with, out, say, show
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, Normalize, err, open_with, out, say, show
 
 if TYPE_CHECKING:
     from pinchpoint.evaluate import Progress as Attacked
@@ -48,6 +48,7 @@ def attack(
     low_precision: Annotated[bool, typer.Option(help="Search in bfloat16; finds are confirmed in float32.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 1024,
     image_size: ImageSize = None,
+    normalize: Normalize = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
     device: Annotated[
         str, typer.Option(callback=checks.device, help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
@@ -92,7 +93,7 @@ def attack(
     )
     threats = [Threat.parse(text) for text in threat or ["linf:8/255"]]
     place = device_of(device)
-    source, content = open_with(model, data, samples, image_size)
+    source, content = open_with(model, data, samples, image_size, normalize)
     x, y = (tensor.to(place) for tensor in content.test.tensors(samples))
     fit = (content.x_train.to(place), content.y_train.to(place)) if attack == "universal" else None
     try:

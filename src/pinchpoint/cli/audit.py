@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pinchpoint.cli import checks
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, err, folder, out, say
+from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, Normalize, err, folder, out, say
 
 if TYPE_CHECKING:
     from pinchpoint.inspection.clock import Told
@@ -54,13 +54,7 @@ def audit(
         bool, typer.Option("--try", help="Follow the first advice on a copy, and see whether its prediction holds.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the standard ensemble.")] = False,
-    normalize: Annotated[
-        str | None,
-        typer.Option(
-            help="What the network expects, where the model does not say: none, imagenet, or mean=...,std=....",
-            show_default=False,
-        ),
-    ] = None,
+    normalize: Normalize = None,
     fail_if: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pinchpoint.cli import checks
-from pinchpoint.cli.options import DATA_NAMES, ImageSize, InputSize, Json, Model, err, open_model, show
+from pinchpoint.cli.options import (
+    DATA_NAMES,
+    ImageSize,
+    InputSize,
+    Json,
+    Model,
+    Normalize,
+    err,
+    open_known,
+    show,
+)
 from pinchpoint.cli.progress import epochs as watched
 
 if TYPE_CHECKING:
@@ -75,6 +85,7 @@ def prune(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    normalize: Normalize = None,
     image_size: ImageSize = None,
     out_dir: Out = Path("runs/pruned"),
     as_json: Json = False,
@@ -92,7 +103,7 @@ def prune(
     from pinchpoint.compress import prune as cut
     from pinchpoint.workshop import Smaller
 
-    source = open_model(model, input_size)
+    source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
         source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
     )
@@ -141,6 +152,7 @@ def factorize(
     seed: Seed = 0,
     device: Device = "auto",
     input_size: InputSize = None,
+    normalize: Normalize = None,
     image_size: ImageSize = None,
     out_dir: Out = Path("runs/factorized"),
     as_json: Json = False,
@@ -155,7 +167,7 @@ def factorize(
     from pinchpoint.records import Skipped
     from pinchpoint.workshop import Smaller
 
-    source = open_model(model, input_size)
+    source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
         source, data, epochs, learning_rate, threat, penalty, limit_train, image_size, seed, device
     )

@@ -36,6 +36,13 @@ InputSize = Annotated[
     str | None,
     typer.Option(callback=checks.size, help="Size of the images, e.g. 32 or 3x32x32, where it is not the model's own."),
 ]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        help="What the network expects, where the model does not say: none, imagenet, or mean=...,std=....",
+        show_default=False,
+    ),
+]
 DATA_NAMES = (
     "digits, mnist, cifar10, cifar100, npz:PATH, imagefolder:PATH, imagenet:PATH, huggingface:PATH or torchvision:NAME"
 )
@@ -110,13 +117,17 @@ out = _Plain(markup=False, emoji=False, highlight=False)  # labels and paths are
 err = _Plain(markup=False, emoji=False, highlight=False, stderr=True)
 
 
-def open_with(model: str, data: str, samples: int, image_size: int | None = None) -> tuple[Source, AnyDataset]:
-    """Model and data that fit each other; what was assumed is told on stderr."""
+def open_with(
+    model: str, data: str, samples: int, image_size: int | None = None, normalize: str | None = None
+) -> tuple[Source, AnyDataset]:
+    """Model and data that fit each other, the normalisation known; what was assumed is told on stderr."""
     from pinchpoint.learn import source as sources
     from pinchpoint.learn.data import DataConfig, load
 
     content = load(DataConfig(name=data, image_size=image_size))
-    source = sources.fitting(sources.open_model(model, content.input_shape), content)
+    source = sources.fitting(
+        sources.with_known_normalisation(sources.open_model(model, content.input_shape, normalize)), content
+    )
     whole = len(content.test)
     left = (
         [] if whole <= samples else [f"the first {samples} of {whole} test samples are attacked; --samples changes it"]
@@ -127,10 +138,21 @@ def open_with(model: str, data: str, samples: int, image_size: int | None = None
 
 
 def open_model(model: str, input_size: str | None) -> Source:
-    """The model, with what was assumed told on stderr."""
+    """The model, with what was assumed told on stderr; whether it normalises need not be known."""
+    return _told(model, input_size, None)
+
+
+def open_known(model: str, input_size: str | None, normalize: str | None) -> Source:
+    """The model, where it is known how its inputs are normalised, as constants and data in pixels need it."""
+    from pinchpoint.learn.source import with_known_normalisation
+
+    return with_known_normalisation(_told(model, input_size, normalize))
+
+
+def _told(model: str, input_size: str | None, normalize: str | None) -> Source:
     from pinchpoint.learn import source as sources
 
-    source = sources.open_model(model, None if input_size is None else sources.parse_size(input_size))
+    source = sources.open_model(model, None if input_size is None else sources.parse_size(input_size), normalize)
     for note in source.notes:
         err.print(f"note: {note}", soft_wrap=True)
     return source

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.text import Text
 
-from pinchpoint.cli.options import InputSize, Json, Model, err, open_model, out, say, show
+from pinchpoint.cli.options import InputSize, Json, Model, Normalize, err, open_known, open_model, out, say, show
 
 if TYPE_CHECKING:
     from pinchpoint.records import Norm
@@ -50,6 +50,7 @@ def bound(
         list[str] | None, typer.Option(help="l2 or linf; may be given twice. \\[default: both]", show_default=False)
     ] = None,
     input_size: InputSize = None,
+    normalize: Normalize = None,
     budget: Annotated[float, typer.Option(help="Seconds for all that can be left out or cut short.")] = 20.0,
     k: Annotated[
         int | None, typer.Option(help="Dominant terms in Theorem 3.1. \\[default: the tightest]", show_default=False)
@@ -72,7 +73,7 @@ def bound(
 
     for wanted in norm or []:
         check_norm(wanted)
-    source = open_model(model, input_size)
+    source = open_known(model, input_size, normalize)
     with err.status("") as status:
         result = sheet(
             source.model,

@@ -229,9 +229,11 @@ def _split(
     x_test: npt.NDArray[Any],
     y_test: npt.NDArray[Any],
 ) -> Dataset:
-    for labels in (y_train, y_test):
-        if not np.issubdtype(labels.dtype, np.integer) or int(labels.min()) < 0:
-            raise DataError("labels must be integers from 0", str(labels.dtype), "encode the classes as 0, 1, 2, ...")
+    for part, labels in (("training", y_train), ("test", y_test)):
+        integers = np.issubdtype(labels.dtype, np.integer)
+        if not integers or int(labels.min()) < 0:
+            seen = f"{int(labels.min()) if integers else labels.dtype} in the {part} labels"
+            raise DataError("labels must be integers from 0", seen, "encode the classes as 0, 1, 2, ...")
     classes = max(int(y_train.max()), int(y_test.max())) + 1  # of the whole data set, whatever the limits leave
     if classes > MOST_CLASSES:
         raise DataError(f"labels must be below {MOST_CLASSES}", classes - 1, "encode the classes as 0, 1, 2, ...")

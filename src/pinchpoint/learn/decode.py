@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pinchpoint.errors import DataError
@@ -22,6 +22,7 @@ _MOST_PIXELS = 2**26
 def decode(encoded: Encoded, geometry: Geometry | None = None) -> UInt8[Tensor, "3 height width"]:
     """The image in RGB (grey is repeated, transparency dropped), of its own size where no geometry is given.
 
+    Photographs are turned as their EXIF orientation says, before anything else.
     Resizing is bicubic with antialiasing (Pillow's), rounding as torchvision's ``Resize`` and ``CenterCrop``.
 
     Raises:
@@ -33,7 +34,7 @@ def decode(encoded: Encoded, geometry: Geometry | None = None) -> UInt8[Tensor, 
             warnings.simplefilter("ignore")
             with Image.open(source, formats=_FORMATS) as image:
                 _check(encoded.name, image)
-                rgb = _fitted(encoded.name, image.convert("RGB"), geometry)
+                rgb = _fitted(encoded.name, ImageOps.exif_transpose(image).convert("RGB"), geometry)
     except DataError:
         raise
     except Image.DecompressionBombError as error:

@@ -1,6 +1,7 @@
 """Image files in folders: one folder a class, as torchvision's ImageFolder and ImageNet have them.
 
-``PATH/CLASS/**/FILE``, or ``PATH/train/CLASS/...`` beside ``val`` and ``test``. A class's number is the rank of its name.
+``PATH/CLASS/**/FILE``, or ``PATH/train/CLASS/...`` beside ``val`` and ``test``, by the names of ``listing.PARTS`` in any
+case. A class's number is the rank of its name. What is neither a part, a class nor an image is refused, never left out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pinchpoint.errors import DataError
-from pinchpoint.learn.listing import Encoded, Listing, Role, listing
+from pinchpoint.learn.listing import NOT_PARTS, Encoded, Listing, Role, listing, part_of
 
-_PARTS: dict[str, Role] = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _WHOLE: Role = "whole"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGENET_CLASSES = 1000
@@ -43,12 +43,14 @@ def list_folder(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
     if not root.is_dir():
         raise DataError("a folder of images must be there", str(root), "check the path")
     found: dict[Role, str] = {}
-    for folder in _folders(str(root)):
-        part = _PARTS.get(Path(folder).name)
+    folders = _folders(str(root))
+    for folder in folders:
+        part = part_of(Path(folder).name)
         if part in found:
             raise DataError(f"{root} may have one {part} folder", f"{found[part]} and {folder}", "take one away")
         if part is not None:
             found[part] = folder
+    _check_beside(root, folders, found)
     classes = {part: _classes(folder) for part, folder in (found or {_WHOLE: str(root)}).items()}
     first, names = next(iter(classes.items()))
     for part, folders in classes.items():
@@ -56,6 +58,34 @@ def list_folder(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
             seen = f"{odd[0]} in only one of {first} and {part}"
             raise DataError(f"all parts of {root} must have the same classes", seen, "add or take away that folder")
     return {part: _listed(folders) for part, folders in classes.items()}, tuple(map(_shown, names))
+
+
+def _check_beside(root: Path, folders: list[str], parts: Mapping[Role, str]) -> None:
+    """Refuse what would be left out, or taken for a class and is none."""
+    names = [Path(folder).name for folder in folders]
+    if parts and (others := [folder for folder in folders if folder not in parts.values()]):
+        rule = (
+            f"{root} must hold parts ({', '.join(Path(folder).name for folder in parts.values())}) or classes, not both"
+        )
+        raise DataError(rule, f"{_shown(others[0])} beside them", "take it away, or name the folder of classes itself")
+    if odd := [name for name in names if not parts and name.lower() in NOT_PARTS]:
+        rule = f"{root} must hold one folder a class, or parts such as train and test"
+        raise DataError(rule, f"a folder {_shown(odd[0])}", f"name {root / odd[0]} itself where that holds them")
+    if folders and (
+        files := [entry.path for entry in _entries(str(root)) if not _is_dir(entry) and _is_image(entry.name)]
+    ):
+        raise DataError(f"images of {root} must lie in the folders of their classes", files[0], "sort them")
+    for folder in parts.values():
+        for entry in _entries(folder):
+            if _is_dir(entry) and part_of(entry.name) is not None:
+                raise DataError("a part may not lie in another part", _shown(entry.path), "name one of the two itself")
+            if not _is_dir(entry) and _is_image(entry.name):
+                rule = f"images of {folder} must lie in the folders of their classes"
+                raise DataError(rule, _shown(entry.path), "sort them, or take them away")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
 
 
 def list_imagenet(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
@@ -106,7 +136,7 @@ def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     for entry in _entries(folder):
         if _is_dir(entry):
             yield from _files(entry.path, (*above, here))
-        elif not entry.is_file() or not entry.name.lower().endswith(_SUFFIXES):
+        elif not entry.is_file() or not _is_image(entry.name):
             rule = f"a class folder must hold image files only ({', '.join(_SUFFIXES)})"
             raise DataError(rule, entry.path, "take it away")
         else:
@@ -117,9 +147,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted, without what is hidden."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError("a folder of images must be readable", str(error), "check its permissions") from None
+
+
+def _is_hidden(name: str) -> bool:
+    """What file managers, archives and version control leave behind."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

@@ -10,15 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn.listing import MOST_CLASSES, Encoded, Listing, Role, listing
+from pinchpoint.learn.listing import MOST_CLASSES, PARTS, Encoded, Listing, Role, listing, part_of
 
-_PARTS: dict[str, Role] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 _WHOLE: Role = "whole"
 
 
@@ -65,11 +58,15 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
         seen = f"{root} ({(str(error) or type(error).__name__).splitlines()[0]})"
         raise DataError("huggingface:PATH must be a folder that save_to_disk wrote", seen, "save it again") from None
     parts = dict(content) if isinstance(content, datasets.DatasetDict) else {"": content}
+    if any(split and part_of(split) is None for split in parts):
+        raise DataError(
+            f"{root} must have parts called {', '.join(PARTS)}, and no others", ", ".join(parts), "rename them"
+        )
     listed: dict[Role, Listing] = {}
     classes: int | tuple[str, ...] = 0
     for split, rows in parts.items():
-        role = _PARTS.get(split) if split else _WHOLE
-        if role is None or len(rows) == 0:
+        role = (part_of(split) if split else None) or _WHOLE
+        if len(rows) == 0:
             continue
         if role in listed:
             raise DataError(f"{root} may have one {role} part", ", ".join(parts), "save it with one of them")
@@ -89,7 +86,7 @@ def list_saved(root: Path, label_column: str | None = None) -> tuple[dict[Role, 
         table = rows.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
         listed[role] = listing(Table(table, image, name), labels)
     if not listed:
-        raise DataError(f"{root} must have a part called {', '.join(_PARTS)}", ", ".join(parts), "rename one")
+        raise DataError(f"{root} must have a part with samples and labels", ", ".join(parts) or "none", "save it again")
     return listed, classes
 
 

@@ -41,6 +41,33 @@ Role = Literal["whole", "train", "validation", "test"]
 """What a source calls a part of itself; ``whole`` where it has no parts."""
 
 
+PARTS: dict[str, Role] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""What people call the parts of a data set, in lower case."""
+
+NOT_PARTS = ("images", "unlabeled", "unlabelled", "extra", "labels", "annotations")
+"""What people call folders beside or around parts, which are no classes."""
+
+
+def part_of(name: str) -> Role | None:
+    """The part that a folder or split of that name is, whatever its case.
+
+    >>> part_of("Training"), part_of("valid"), part_of("cat")
+    ('train', 'validation', None)
+    """
+    return PARTS.get(name.lower())
+
+
 class Listing(NamedTuple):
     """Some images of a source, by their numbers, and their classes."""
 

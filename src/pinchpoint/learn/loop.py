@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pinchpoint.errors import DivergedError
+from pinchpoint.errors import DivergedError, ModelError
 from pinchpoint.learn.augment import augment
 from pinchpoint.learn.noise import add_noise
 from pinchpoint.learn.parallel import Engine
@@ -63,7 +63,10 @@ class Hooks:
 
 
 class Loop:
-    """Epochs and steps over a session."""
+    """Epochs and steps over a session.
+
+    A last batch of one sample joins the one before it: batch normalisation may see one value a channel in it.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Loop:
     ) -> None:
         self.session, self.data, self.config, self.hooks, self.engine = session, data, config, hooks, engine
         self.state, self.save_seconds, self.recipe = state, save_seconds, recipe
-        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+        self.steps_per_epoch = len(_batches(torch.arange(len(data.train)), config.batch_size))
         self.wrapped, _ = engine.setup(session.model, session.optimizer)
         self.parameters = [one for one in session.model.parameters() if one.requires_grad]
         self.losses: list[Tensor] = []
@@ -118,9 +121,8 @@ class Loop:
         session, config, progress, engine = self.session, self.config, self.session.progress, self.engine
         session.model.train()
         beginning = session.order.get_state()
-        batches = torch.randperm(len(self.data.train), generator=session.order).split(config.batch_size)[
-            progress.step :
-        ]
+        order = torch.randperm(len(self.data.train), generator=session.order)
+        batches = _batches(order, config.batch_size)[progress.step :]
         after = session.order.get_state()
         session.order.set_state(beginning)  # what is saved meanwhile draws this epoch's order again
         shares = [_share(rows, engine) for rows in batches]
@@ -149,7 +151,7 @@ class Loop:
             more = number < len(pieces)
             with self.engine.accumulating(self.wrapped, more):
                 with torch.autocast(x.device.type, _DTYPES[config.precision], enabled=config.precision != "float32"):
-                    loss = self._loss(x_piece, y_piece)
+                    loss = self._judged(x_piece, y_piece)
                 data_loss = loss * (len(y_piece) * mine * weight)
                 self.losses.append(data_loss.detach() * of)
                 if x.device.type == "cpu" or len(self.losses) >= _CHECK_EVERY:
@@ -175,6 +177,19 @@ class Loop:
             self.hooks.after_step(session.model)
         if isinstance(session.average, AveragedModel):
             session.average.update_parameters(session.model)
+
+    def _judged(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss; batch normalisation of a single value is refused in our words."""
+        try:
+            return self._loss(x, y)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ModelError(
+                "batch normalisation needs more than one value a channel in training",
+                f"a batch of {len(x)} with one",
+                "use a larger train.batch_size, a smaller train.accumulate or more training samples",
+            ) from None
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         config, attack, model = self.config, self.hooks.attack, self.session.model
@@ -262,6 +277,18 @@ class Loop:
         self.session.progress.seconds = time.perf_counter() - self.began
         self.session.save(self.state, self.recipe, self.engine)
         self.saved = time.perf_counter()
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """Row numbers in batches of that size, in order; a last batch of one joins the one before it.
+
+    >>> [len(rows) for rows in _batches(torch.arange(9), 4)]
+    [4, 5]
+    """
+    batches = list(order.split(size))
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _share(rows: Tensor, engine: Engine) -> Tensor:

@@ -20,11 +20,13 @@ def stratified(y: npt.NDArray[Any], share: float, seed: int) -> tuple[npt.NDArra
 
     try:
         rows, held_out = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=seed)
-    except ValueError as error:
+    except ValueError:
         raise DataError(
-            "the data must hold enough samples of each class for a stratified split",
-            str(error),
-            "use more samples or another share",
+            "each class must have two training samples or more, and each part of them a sample of each class",
+            f"{len(y)} samples of {len(set(y.tolist()))} classes, "
+            f"the smallest of {min(np.unique(y, return_counts=True)[1], default=0)}, "
+            f"and a share of {share:g}",
+            "use more training samples or another share",
         ) from None
     return rows, held_out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,13 +16,18 @@ from torch import Tensor, nn
 from pinchpoint.errors import CheckpointError
 
 _MOST_SHARED = 16  # times that tensors may use the same numbers, as tied weights do
+_NAMES = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "state", "ema")
+_WRAPPERS = ("module.", "_orig_mod.")
+_DEEPEST = 4  # dicts inside each other, wrappers around each other
 _COUNTER = ".num_batches_tracked"  # of batch normalisation; old files lack it, and eval mode does not read it
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name and the file's metadata: from safetensors, or from what ``torch.load(weights_only=True)`` takes.
 
-    A state dict under ``state_dict`` or ``model`` is found, and the ``module.`` of DataParallel is dropped.
+    A state dict inside another dict, as trainings save it beside optimizer and epoch, is found by its content: the only
+    dict of tensors, or the first of several by the names of ``_NAMES``. What DataParallel, torch.compile and
+    AveragedModel put before names (``module.``, ``_orig_mod.``) is dropped.
 
     Raises:
         CheckpointError: where the file is missing, damaged, or holds anything but tensors.
@@ -40,12 +47,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except Exception as error:  # a hostile file can raise anything
             raise CheckpointError(
                 f"{path} must be a whole file of tensors, as torch.save(model.state_dict()) writes it",
-                (str(error) or type(error).__name__).splitlines()[0],
+                _cause(error),
                 "save the state dict again, best as .safetensors",
             ) from None
-        for key in ("state_dict", "model"):
-            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-                content = content[key]
+        content = _state_dict(path, content)
     tensors: dict[str, Tensor] = dict(content) if isinstance(content, Mapping) else {}
     odd = [f"{name}, a {type(value).__name__}" for name, value in tensors.items() if not isinstance(value, Tensor)]
     if odd or not tensors:
@@ -55,9 +60,57 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "save model.state_dict() alone",
         )
     _check_storage(path, tensors)
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors, metadata
+    return _without_wrappers(tensors), metadata
+
+
+def _cause(error: Exception) -> str:
+    """Why torch did not read it; its advice to unpickle is left out."""
+    text = str(error) or type(error).__name__
+    pickled = re.search(r"GLOBAL (\S+)", text)
+    if isinstance(error, pickle.UnpicklingError) and pickled is not None:
+        return f"a pickled {pickled[1]}, which is code and not run"
+    return text.splitlines()[0]
+
+
+def _state_dict(path: Path, content: object, depth: int = 0) -> object:
+    """The dict of tensors in what was read, or what was read where there is none."""
+    if not isinstance(content, Mapping) or _tensors_only(content) or depth == _DEEPEST:
+        return content
+    # numbered dicts are the state of an optimizer
+    inner = {
+        key: _state_dict(path, value, depth + 1)
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Mapping)
+    }
+    dicts = {str(key): value for key, value in inner.items() if _tensors_only(value)}
+    if not dicts:
+        return content
+    for name in _NAMES:
+        if name in dicts:
+            return dicts[name]
+    if len(dicts) > 1:
+        rule = f"{path} must hold one dict of tensors, or one under a usual name ({', '.join(_NAMES)})"
+        raise CheckpointError(rule, ", ".join(dicts), "save the one that is meant alone")
+    return next(iter(dicts.values()))
+
+
+def _tensors_only(content: object) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that the network itself gives: without what wrappers put before all of them."""
+    for _ in range(_DEEPEST):
+        names = [name for name in tensors if name != "n_averaged"]
+        wrapper = next((each for each in _WRAPPERS if names and all(name.startswith(each) for name in names)), None)
+        if wrapper is None:
+            break
+        tensors = {name.removeprefix(wrapper): tensors[name] for name in names}
+    return tensors
 
 
 def _check_sizes(path: Path) -> None:
