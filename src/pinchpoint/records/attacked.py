@@ -13,6 +13,7 @@ class CurvePoint(Record):
     eps: float
     robust_accuracy: float
     certified_accuracy: float | None
+    certified_attacked: int | None = None
 
 
 class Attacked(Record):

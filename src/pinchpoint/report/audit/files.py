@@ -42,8 +42,9 @@ def write(report: AuditReport, folder: Path) -> list[Path]:
     Raises:
         StoreError: where the folder cannot be written.
     """
-    drawn = figures.write(report, folder / FIGURES)
+    # what was found out is kept before anything is drawn from it
     record = put(report.model_dump_json(indent=1) + "\n", folder / RECORD)
+    drawn = figures.write(report, folder / FIGURES)
     text = put(markdown.text(report), folder / TEXT)
     return [page.write(report, folder / PAGE), text, record, *drawn]
 

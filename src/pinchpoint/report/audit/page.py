@@ -57,7 +57,7 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
         (
             "representations",
             "Representations, clean and attacked",
-            [_titled(representation_pca(item.pca, names), item) for item in report.pictures],
+            [_titled(representation_pca(item.pca, names), item) for item in report.pictures if item.pca.labels],
             [],
         ),
     ]
