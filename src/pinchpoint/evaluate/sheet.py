@@ -155,7 +155,7 @@ def attack_sheet(
         logits = logits_of(model, x, plan.batch_size)
         check_logits(logits, y, len(x))
         clean = ~misclassified(logits, y)
-        doubts = [*([] if doubt is None else [doubt]), *_doubts(y, clean, logits.shape[1])]
+        doubts = [*([] if doubt is None else [doubt]), *doubts_about(y, clean, logits.shape[1])]
         return AttackSheet(
             attack=plan.attack,
             steps=plan.effort,
@@ -239,7 +239,7 @@ def _attacked(
     )
 
 
-def _doubts(y: Tensor, clean: Tensor, classes: int) -> list[str]:
+def doubts_about(y: Tensor, clean: Tensor, classes: int) -> list[str]:
     """What the samples say about the model that robustness cannot be read without."""
     found, right, samples = [], int(clean.sum()), len(clean)
     if samples > 1 and bool((y == y[0]).all()):

@@ -21,6 +21,7 @@ from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.evaluate import cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.evaluate.masking import masking_warnings
+from pinchpoint.evaluate.sheet import doubts_about
 from pinchpoint.inspection import examples, words
 from pinchpoint.inspection.advice import advise
 from pinchpoint.inspection.assemble import not_done, not_measured
@@ -154,6 +155,12 @@ class Work:
         self.x, self.y = self.x[: len(right)], self.y[: len(right)]
         if len(right) < asked:
             self.warnings.append(f"only the first {len(right)} of {asked} samples were audited: the time was up")
+        self.warnings += doubts_about(self.y, self.right, int(self.source.classes or self.data.classes))
+        if (outputs := self.source.classes or 0) > self.data.classes:
+            self.warnings.append(
+                f"the model has {outputs} outputs, and {self.data.name} has {self.data.classes} classes: every output counts, "
+                "and an answer beyond the classes is wrong"
+            )
         clock.done("clean accuracy", f"{len(right)} samples")
 
     def _assail(self, trial: bool) -> None:

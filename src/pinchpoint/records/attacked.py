@@ -13,7 +13,6 @@ class CurvePoint(Record):
     eps: float
     robust_accuracy: float
     certified_accuracy: float | None
-    certified_attacked: int | None = None
 
 
 class Attacked(Record):
@@ -30,6 +29,7 @@ class Attacked(Record):
     robust_low: float
     robust_high: float
     certified_accuracy: float | None
+    certified_attacked: int | None = None
     settled: dict[str, int]
     stage: list[str]
     rejected: int
