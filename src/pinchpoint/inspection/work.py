@@ -158,8 +158,8 @@ class Work:
         self.warnings += doubts_about(self.y, self.right, int(self.source.classes or self.data.classes))
         if (outputs := self.source.classes or 0) > self.data.classes:
             self.warnings.append(
-                f"the model has {outputs} outputs, and {self.data.name} has {self.data.classes} classes: every output counts, "
-                "and an answer beyond the classes is wrong"
+                f"the model has {outputs} outputs, and {self.data.name} has {self.data.classes} classes: every output "
+                "counts, and an answer beyond the classes is wrong"
             )
         clock.done("clean accuracy", f"{len(right)} samples")
 

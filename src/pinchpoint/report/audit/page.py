@@ -33,7 +33,7 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
     models = panels.named(report)
     norms = [item.norm for item in report.threats if item.curve]
     felt = [item.norm for item in report.mechanism]
-    names = report.data.class_names
+    names, pinched = report.data.class_names, report.pinch_points
     made: list[tuple[str, str, Callable[[], list[Panel]], Callable[[], list[Choice]]]] = [
         (
             "curve",
@@ -44,7 +44,7 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
         (
             "ranking",
             "Pinch points",
-            lambda: [panels.shares(points), panels.gains(points)] if (points := report.pinch_points) else [],
+            lambda: [panels.shares(pinched), panels.gains(pinched)] if pinched else [],
             list,
         ),
         ("alignment", "Where perturbations point", lambda: [panels.alignment(one) for one in report.mechanism], list),
@@ -64,7 +64,8 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
     ]
     shown: dict[str, Exhibit] = {}
     for name, title, draw, choose in made:
-        drawn, choices = attempt(f"the figure {title!r}", lambda draw=draw, choose=choose: (draw(), choose()), ([], []))
+        drawn: list[Panel] = attempt(f"the figure {title!r}", draw, [])
+        choices: list[Choice] = attempt(f"the figure {title!r}", choose, [])
         most = max((choice.panels for choice in choices), key=len, default=drawn)
         if most:
             shown[name] = Exhibit(name, len(shown) + 1, title, most, choices)
