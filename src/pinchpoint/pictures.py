@@ -50,6 +50,7 @@ def pictures(
     """Planes of the first samples that the model gets right and their perturbation wrong, and PCA of all.
 
     Where there are too few of them, samples follow that it gets right, then others; one that was not moved is not drawn.
+    Of a single sample there are no principal axes: its ``pca`` is empty.
 
     Args:
         model: ends in a fully connected layer, the head.
@@ -92,11 +93,11 @@ def pictures(
             drawn.append(within.model_copy(update={"sample": row}))
         except DataError:  # nothing moves there, or along the head's direction alone: there is no plane
             continue
+    none = RepresentationPCA(clean=[], adversarial=[], labels=[], answers=[], explained=[], moved=[])
     try:
         pca = representation_pca(model, x[:samples], x_adv[:samples], y[:samples])
-    except ConfigError as error:
-        rule = "a picture of representations needs two samples and two features or more"
-        raise ModelError(rule, f"{len(x[:samples])} samples: {error}", "give more samples") from error
+    except ConfigError:  # one sample, or one coordinate, has no two axes: its planes are drawn all the same
+        pca = none
     return Pictures(norm=threat.norm, eps=threat.eps, planes=drawn, pca=pca)
 
 

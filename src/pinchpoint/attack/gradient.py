@@ -62,7 +62,14 @@ def graph_bytes(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        called(model, x[:1].detach().clone().requires_grad_(True))
+        try:
+            called(model, x[:1].detach().clone().requires_grad_(True))
+        except ModelError:  # statistics of a batch need two samples: each keeps half
+            if len(x) < 2:
+                raise
+            kept.clear()
+            called(model, x[:2].detach().clone().requires_grad_(True))
+            return sum(kept.values()) // 2
     return sum(kept.values())
 
 

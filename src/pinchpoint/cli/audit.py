@@ -169,7 +169,9 @@ def _telling() -> Iterator[Told]:
 
 
 def _show(report: AuditReport, written: list[Path]) -> None:
-    """The verdict, what to do first, and where the rest is."""
+    """The verdict, what to do first, where the rest is, and all that lowers trust in a number."""
+    from pinchpoint.report.audit.page import warnings
+
     for sentence in report.verdict:
         out.print(sentence, soft_wrap=True)
     if report.advice:
@@ -178,8 +180,14 @@ def _show(report: AuditReport, written: list[Path]) -> None:
         out.print(said, soft_wrap=True)
     if report.trial is not None:
         out.print(report.trial.said, soft_wrap=True)
-    for warning in report.warnings:
-        err.print(f"warning: {warning}", soft_wrap=True)
+    for one in report.threats:
+        if one.certified_attacked:
+            count = f"{one.certified_attacked} certified samples were attacked all the same"
+            out.print(f"{count} under {one.norm}, and none fell.", soft_wrap=True)
+    for model in (report, *([report.other] if report.other else [])):
+        name = f"{model.subject.name}: " if report.other else ""
+        for warning in warnings(model):
+            err.print(f"warning: {name}{warning}", soft_wrap=True)
     out.print(f"Report: {written[0]}", soft_wrap=True)
 
 

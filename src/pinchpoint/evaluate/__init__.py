@@ -4,6 +4,7 @@ A sample counts as fallen only if an example passed that check. The record says 
 """
 
 from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.certified import attack_certified
 from pinchpoint.evaluate.curve import robust_curve, smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import accuracy, cross_entropy_loss, logits_of
@@ -23,6 +24,7 @@ __all__ = [
     "access",
     "accuracy",
     "adversarial_loss",
+    "attack_certified",
     "attack_sheet",
     "cross_entropy_loss",
     "default_attacks",

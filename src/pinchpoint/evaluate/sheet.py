@@ -29,6 +29,7 @@ from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.bound import margins, radii_from_margins
 from pinchpoint.errors import ConfigError, ModelError, ThreatError
 from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.certified import attack_certified, chosen
 from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
@@ -188,6 +189,11 @@ def _attacked(
     start = time.perf_counter()
     warnings = list(doubts)
     radii = _radii(model, data, threat, plan.certify_s, warnings) if plan.certify_s > 0 else None
+    certified = None if radii is None else clean & (radii.to(clean.device) > 0) & (radii.to(clean.device) >= threat.eps)
+    checked = None
+    if radii is not None and certified is not None:  # a false certificate is found before anything is built on it
+        some = chosen(certified, seed=plan.seed)
+        checked = attack_certified(model, data.x[some], data.y[some], threat, radii[some], seed=plan.seed)
     state = None if out is None else out / f"{_file(threat)}.state.safetensors"
     if watcher is not None and plan.attack == "universal":
         watcher(Progress("fitting", 0, len(clean), int(clean.sum()), len(clean)))
@@ -215,7 +221,6 @@ def _attacked(
         save_examples(examples, verdict, data.x, data.y)
         state.unlink(missing_ok=True)
     low, high = _interval(int((~verdict.fallen).sum()), len(clean))
-    certified = None if radii is None else clean & (radii.to(clean.device) >= threat.eps)
     return Attacked(
         norm=threat.norm,
         eps=threat.eps,
@@ -223,6 +228,7 @@ def _attacked(
         robust_low=low,
         robust_high=high,
         certified_accuracy=None if certified is None else float(certified.double().mean()),
+        certified_attacked=checked,
         settled=verdict.settled,
         stage=list(verdict.stage),
         rejected=verdict.rejected,

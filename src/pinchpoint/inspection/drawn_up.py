@@ -65,6 +65,7 @@ def _threat(work: Work, one: Judging) -> ThreatReport:
         robust=one.robust(),
         universal=work.universal.get(norm),
         certified=one.certified(),
+        certified_attacked=None if one.radii is None else one.tested,
         median_radius=None if bounded is None else bounded.bounds.median_radius,
         gap=work.gaps.get(norm),
         gap_bound=None if bounded is None else bounded.gap_bound,

@@ -84,7 +84,7 @@ def bound(
     config: AuditConfig,
     *,
     hoped: Tensor | None = None,
-    by_clock: bool = True,
+    by_clock: bool = False,
 ) -> Bounded:
     """Bounds, certified radii, and the gap bound at the judged budget. Logits are evaluated in float64.
 
@@ -94,7 +94,8 @@ def bound(
         config: how long to sharpen.
         hoped: rows, samples that are right best: where none of these has a radius of a tenth of the budget, the others are
             given the radius 0, which is certain as well, and there is no median radius.
-        by_clock: whether the time ends what it sharpens; else predictions do, and two calls give the same numbers.
+        by_clock: whether the time ends what it sharpens, as a budgeted audit asks for; else numbers of operations do, and
+            two calls give the same numbers.
 
     Raises:
         ModelError: for a norm or a network that cannot be bounded, by name.

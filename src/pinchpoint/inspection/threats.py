@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, standard_ensemble
 from pinchpoint.attack.ensemble import Attack, Version
 from pinchpoint.attack.gradient import graph_bytes
-from pinchpoint.evaluate import default_attacks, loss_and_examples, robust_accuracy, smallest_eps
+from pinchpoint.evaluate import attack_certified, default_attacks, loss_and_examples, robust_accuracy, smallest_eps
+from pinchpoint.evaluate.certified import chosen
 from pinchpoint.evaluate.verdict import Verdict
 from pinchpoint.inspection.clock import Clock, TimeUp, until
 from pinchpoint.inspection.shares import counted, share
@@ -87,7 +88,7 @@ class Judging:
         self.stage: list[str] = []
         self.losses: Tensor = torch.zeros(0)
         self.where = self.attacked = x[:0]
-        self.quick = self.sharpened = self.searched = 0
+        self.quick = self.sharpened = self.searched = self.tested = 0
         self._size = piece(model, x)
         self._steps, self._pass_seconds = 0, pass_seconds
         self._spent: dict[str, tuple[float, int]] = {}
@@ -189,6 +190,23 @@ class Judging:
                     if row < len(self.attacked):
                         self.attacked[row] = examples[place]
             self.searched = rows.stop
+
+    def test_certificates(self, clock: Clock, reserve: float = 0.0) -> None:
+        """Attack some of the certified samples as well, which must withstand.
+
+        Raises:
+            TimeUp: when the time is over.
+            ContradictionError: where one falls.
+        """
+        if self.radii is None:
+            return
+        rows = chosen(self._certified(self.threat.eps), seed=self.seed)
+        while self.tested < len(rows):
+            some = rows[self.tested :][: self._room("quick", clock, reserve, self._size)]
+            with self._timed("quick", len(some), clock, reserve):
+                self.tested += attack_certified(
+                    self.model, self.x[some], self.y[some], self.threat, self.radii[some], seed=self.seed
+                )
 
     def robust(self) -> Share:
         """The share of judged samples that stand."""

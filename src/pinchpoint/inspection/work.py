@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import at_once
-from pinchpoint.errors import ModelError
+from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.evaluate import cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.evaluate.masking import masking_warnings
@@ -52,7 +52,14 @@ from pinchpoint.records import (
 
 CHANGES = ("clip", "rank floor", "frobenius ball")
 """Actions on the audited model itself; pruning anew starts from another one."""
-_SHARES = {"all samples": 0.4, "quick ensemble": 0.4, "curve": 0.5, "checks": 0.3, "standard ensemble": 1.0}
+_SHARES = {
+    "all samples": 0.4,
+    "certificates": 0.1,
+    "quick ensemble": 0.4,
+    "curve": 0.5,
+    "checks": 0.3,
+    "standard ensemble": 1.0,
+}
 """Steps of sharpening, and how much of the time that is left each may take."""
 _ANSWERED = 0.2
 """Share of the time that is left which clean accuracy may take, about."""
@@ -114,7 +121,7 @@ class Work:
         """What needs no attack."""
         clock = self.clock
         with self._phase("weights"):
-            self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
+            self._measure()
             self.warnings += _skipped(self.profile)
             clock.done("weights", f"{len(self.profile.layers)} layers measured")
         with self._phase("clean accuracy"), laid_out(self.model, self.x):
@@ -122,6 +129,15 @@ class Work:
         with self._phase("bounds"):
             for threat in self.threats:
                 self._bound(threat)
+
+    def _measure(self) -> None:
+        """Every layer; of a model that takes no zeros, such as one that needs other samples beside each, without the sizes
+        that a forward pass tells."""
+        try:
+            self.profile: Profile = profile_of(self.model, input_shape=self.data.input_shape)
+        except ModelError as error:
+            self.profile = profile_of(self.model)
+            self.warnings.append(f"operator norms of convolutions are left out: {error}")
 
     def _answer(self) -> None:
         """What is right; where a budget would be eaten up by that, of the first samples, which then are all there are."""
@@ -138,6 +154,11 @@ class Work:
         self.x, self.y = self.x[: len(right)], self.y[: len(right)]
         if len(right) < asked:
             self.warnings.append(f"only the first {len(right)} of {asked} samples were audited: the time was up")
+        if (outputs := self.source.classes or 0) > self.data.classes:
+            self.warnings.append(
+                f"the model has {outputs} outputs, and {self.data.name} has {self.data.classes} classes: every output "
+                "counts, and an answer beyond the classes is wrong"
+            )
         clock.done("clean accuracy", f"{len(right)} samples")
 
     def _assail(self, trial: bool) -> None:
@@ -181,7 +202,9 @@ class Work:
         try:
             asked = ThreatConfig(norm=threat.norm, eps=threat.eps)
             found = bounded_by(self.model, self.x, self.y, asked, config, hoped=self._hoped, by_clock=timed)
-        except ModelError as error:
+        except ContradictionError:
+            raise
+        except PinchpointError as error:
             self.warnings.append(not_done("bound", threat.norm, str(error)))
             self.clock.left_out(f"bounds {threat}", str(error))
             return
@@ -220,14 +243,14 @@ class Work:
             try:
                 followed.append(follow(self.model, x, where, threat, seed=self.seed))
                 self.mechanism.append(mechanism_of(threat, followed[-1].layers))
-            except ModelError as error:
+            except PinchpointError as error:
                 self.warnings.append(not_done("mechanism", threat.norm, str(error)))
             if self.clock.part(0.1) < 3.0:
                 self.warnings.append(not_done("pictures", threat.norm, "no time was left"))
                 continue
             try:
                 self.pictures.append(pictures(self.model, x, where, y, threat, size=self.effort.plane))
-            except ModelError as error:
+            except PinchpointError as error:
                 self.warnings.append(not_done("pictures", threat.norm, str(error)))
         if followed:
             self.points = pinch_points(self.profile, followed)
@@ -287,6 +310,7 @@ class Work:
         reserve = 0.0 if clock.budget is None else kept + free * (1 - part)
         steps = {
             "all samples": self._all,
+            "certificates": self._certificates,
             "quick ensemble": self._quick,
             "curve": self._curve,
             "checks": self._check,
@@ -308,6 +332,11 @@ class Work:
             return ""
         one.widely(self.clock, reserve)
         return one.name
+
+    def _certificates(self, one: Judging, reserve: float) -> str:
+        """Attack a share of what no attack can change."""
+        one.test_certificates(self.clock, reserve)
+        return f"{one.tested} certified samples withstood attacks" if one.tested else ""
 
     def _quick(self, one: Judging, reserve: float) -> str:
         one.quickly(self.clock, reserve)
@@ -347,7 +376,19 @@ class Work:
 
     def _advise(self) -> None:
         """What to do about the layers that pinch."""
-        self.advice = advise(
+        try:
+            self.advice = self._advised()
+        except PinchpointError as error:
+            self.warnings.append(f"no advice is given: {error}")
+            self.clock.left_out("advice", str(error))
+        named = {advice.id: advice.layers for advice in self.advice}
+        self.points = [
+            point.model_copy(update={"advice": [key for key, layers in named.items() if point.layer in layers]})
+            for point in self.points
+        ]
+
+    def _advised(self) -> list[Advice]:
+        return advise(
             self.model,
             self.data.input_shape,
             self.points,
@@ -358,11 +399,6 @@ class Work:
             subject=self.source.name,
             data=self.data.name,
         )
-        named = {advice.id: advice.layers for advice in self.advice}
-        self.points = [
-            point.model_copy(update={"advice": [key for key, layers in named.items() if point.layer in layers]})
-            for point in self.points
-        ]
 
     def _attempt(self) -> None:
         """Follow the first advice that changes something."""

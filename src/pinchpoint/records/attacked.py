@@ -29,6 +29,7 @@ class Attacked(Record):
     robust_low: float
     robust_high: float
     certified_accuracy: float | None
+    certified_attacked: int | None = None
     settled: dict[str, int]
     stage: list[str]
     rejected: int

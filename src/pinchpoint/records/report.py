@@ -62,7 +62,8 @@ class ThreatReport(Record):
     ``attack`` names the ensemble, ``stage`` what settled each sample and ``settled`` counts them. ``curve`` rises in eps and
     holds the judged budget. ``gap`` is the mean adversarial loss minus the clean loss in nats, ``gap_bound`` what
     Corollary 3.3 allows. ``universal`` is what one perturbation for all samples leaves, at the same budget. ``warnings``
-    name signs of masked gradients and what was left out.
+    name signs of masked gradients and what was left out. ``certified_attacked`` counts certified samples that were attacked
+    all the same, to put the certificates to the test; none fell.
     """
 
     norm: ThreatNorm
@@ -71,6 +72,7 @@ class ThreatReport(Record):
     robust: Share
     universal: Share | None
     certified: Share | None
+    certified_attacked: int | None = None
     median_radius: float | None
     gap: float | None
     gap_bound: float | None

@@ -66,7 +66,7 @@ def representations(material: Material) -> list[Choice]:
         Choice(
             family.name,
             material.threat(norm),
-            [_titled(figures.representation_pca(pictures.pca), item) for item, pictures in ends],
+            [_titled(figures.representation_pca(pictures.pca), item) for item, pictures in ends if pictures.pca.labels],
         )
         for family, norm, ends in _pairs(material)
     ]

@@ -32,7 +32,7 @@ MODELS: tuple[Kind, ...] = ("train", "transfer", "compress")
 Key = tuple[Kind, str]
 """Kind and id: a stage's place in a store."""
 
-STAGE_SCHEMA = 1
+STAGE_SCHEMA = 2
 """Raised when a stage comes to mean something else; part of every stage's id."""
 
 

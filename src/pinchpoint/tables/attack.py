@@ -36,6 +36,8 @@ def attack_parts(sheet: AttackSheet, width: int) -> Iterator[Table | str]:
             yield from (_bar(point) for point in attacked.curve)
         if attacked.certified_accuracy is not None:
             yield f"certified accuracy {attacked.certified_accuracy:.1%}"
+            if attacked.certified_attacked:
+                yield f"{attacked.certified_attacked} certified samples were attacked all the same, and none fell"
         if attacked.rejected:
             yield wrapped(f"{attacked.rejected} examples fooled the model outside ball or box and do not count", width)
         for warning in attacked.warnings:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.records import AuditReport
+from pinchpoint.report.attempt import attempt
 from pinchpoint.report.audit import plates, views
 from pinchpoint.report.audit.panels import named
 
@@ -15,18 +17,22 @@ def drawn(report: AuditReport) -> dict[str, str]:
     """The figures as SVG, light and without CSS variables, by the name of their file; those without data are left out."""
     models = named(report)
     names = report.data.class_names
-    found = {"budgets": plates.curves(report)} if any(item.curve for item in report.threats) else {}
+    made: dict[str, Callable[[], str]] = {}
+    if any(item.curve for item in report.threats):
+        made["budgets"] = lambda: plates.curves(report)
     if report.pinch_points:
-        found["pinch-points"] = plates.ranking(report.pinch_points)
+        made["pinch-points"] = lambda: plates.ranking(report.pinch_points)
     for item in report.mechanism:
         if item.layers:
-            found[f"layers-{item.norm}"] = plates.layers(item.norm, [(name, one.mechanism) for name, one in models])
+            traced = [(name, one.mechanism) for name, one in models]
+            made[f"layers-{item.norm}"] = partial(plates.layers, item.norm, traced)
     for shown in report.pictures:
         for sample in dict.fromkeys(plane.sample for plane in shown.planes):
-            found[f"decisions-{shown.norm}-{sample}"] = views.planes(shown, sample, names)
+            made[f"decisions-{shown.norm}-{sample}"] = partial(views.planes, shown, sample, names)
         if shown.pca.labels:
-            found[f"representations-{shown.norm}"] = views.representations(shown, names)
-    return found
+            made[f"representations-{shown.norm}"] = partial(views.representations, shown, names)
+    found = {name: attempt(f"the figure {name}", draw, "") for name, draw in made.items()}
+    return {name: text for name, text in found.items() if text}
 
 
 def write(report: AuditReport, folder: Path, *, pdf: bool | None = None) -> list[Path]:

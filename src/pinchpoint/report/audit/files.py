@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import REPORT_SCHEMA, AuditReport
+from pinchpoint.report.attempt import attempt
 from pinchpoint.report.audit import figures, markdown, page
 from pinchpoint.report.sheet import put
 
@@ -39,15 +40,17 @@ def write(report: AuditReport, folder: Path) -> list[Path]:
     """Write everything; the page comes last, so that whoever sees it sees the rest.
 
     Returns:
-        The paths, the page first.
+        The paths, the page first; what could not be drawn is left out, with a ``PinchpointWarning``.
 
     Raises:
         StoreError: where the folder cannot be written.
     """
-    drawn = figures.write(report, folder / FIGURES)
+    # what was found out is kept before anything is drawn from it
     record = put(report.model_dump_json(indent=1) + "\n", folder / RECORD)
-    text = put(markdown.text(report), folder / TEXT)
-    return [page.write(report, folder / PAGE), text, record, *drawn]
+    drawn = figures.write(report, folder / FIGURES)
+    text: list[Path] = attempt(TEXT, lambda: [put(markdown.text(report), folder / TEXT)], [])
+    shown: list[Path] = attempt(PAGE, lambda: [page.write(report, folder / PAGE)], [])
+    return [*shown, *text, record, *drawn]
 
 
 def address(path: Path, folder: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pinchpoint.records import AuditReport, Example, ThreatNorm
 from pinchpoint.report.audit import words
+from pinchpoint.report.names import called
 
 _SMALL = 64
 """Pixels of a side up to which an image is enlarged without smoothing."""
@@ -50,17 +51,6 @@ class Gallery:
 
     def __bool__(self) -> bool:
         return bool(self.groups)
-
-
-def called(label: int | None, names: Sequence[str] | None) -> str:
-    """A class by its name, by its number where there are no names.
-
-    >>> called(1, ["cat", "dog"]), called(7, None)
-    ('dog', 'class 7')
-    """
-    if label is None:
-        return "not known"
-    return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
 
 
 def side(png: str) -> int:

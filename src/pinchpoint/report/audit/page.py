@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pinchpoint.records import Advice, AuditReport, Pictures
 from pinchpoint.report import palette, sheet
+from pinchpoint.report.attempt import attempt
 from pinchpoint.report.audit import panels, tables, words
 from pinchpoint.report.audit.gallery import gallery
 from pinchpoint.report.audit.terms import TERMS, address, docs
@@ -32,37 +33,39 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
     models = panels.named(report)
     norms = [item.norm for item in report.threats if item.curve]
     felt = [item.norm for item in report.mechanism]
-    names = report.data.class_names
-    made: list[tuple[str, str, list[Panel], list[Choice]]] = [
+    names, pinched = report.data.class_names, report.pinch_points
+    made: list[tuple[str, str, Callable[[], list[Panel]], Callable[[], list[Choice]]]] = [
         (
             "curve",
             "Robust accuracy against the budget",
-            [panels.curve(norm, [(name, one.threats) for name, one in models]) for norm in norms],
-            [],
+            lambda: [panels.curve(norm, [(name, one.threats) for name, one in models]) for norm in norms],
+            list,
         ),
         (
             "ranking",
             "Pinch points",
-            [panels.shares(report.pinch_points), panels.gains(report.pinch_points)] if report.pinch_points else [],
-            [],
+            lambda: [panels.shares(pinched), panels.gains(pinched)] if pinched else [],
+            list,
         ),
-        ("alignment", "Where perturbations point", [panels.alignment(item) for item in report.mechanism], []),
+        ("alignment", "Where perturbations point", lambda: [panels.alignment(one) for one in report.mechanism], list),
         (
             "amplification",
             "Amplification by layer",
-            [panels.amplification(norm, [(name, one.mechanism) for name, one in models]) for norm in felt],
-            [],
+            lambda: [panels.amplification(norm, [(name, one.mechanism) for name, one in models]) for norm in felt],
+            list,
         ),
-        ("decisions", "Decisions around a sample", [], _planes(report.pictures, names)),
+        ("decisions", "Decisions around a sample", list, lambda: _planes(report.pictures, names)),
         (
             "representations",
             "Representations, clean and attacked",
-            [_titled(representation_pca(item.pca, names), item) for item in report.pictures],
-            [],
+            lambda: [_titled(representation_pca(one.pca, names), one) for one in report.pictures if one.pca.labels],
+            list,
         ),
     ]
     shown: dict[str, Exhibit] = {}
-    for name, title, drawn, choices in made:
+    for name, title, draw, choose in made:
+        drawn: list[Panel] = attempt(f"the figure {title!r}", draw, [])
+        choices: list[Choice] = attempt(f"the figure {title!r}", choose, [])
         most = max((choice.panels for choice in choices), key=len, default=drawn)
         if most:
             shown[name] = Exhibit(name, len(shown) + 1, title, most, choices)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pinchpoint.records import DecisionPlane, Pictures
 from pinchpoint.report import svg
 from pinchpoint.report.audit import words
-from pinchpoint.report.audit.gallery import called
+from pinchpoint.report.names import called
 
 _SIDE = 290.0
 _STEPS = 8

@@ -8,6 +8,7 @@ from itertools import chain
 
 from pinchpoint.records import DecisionPlane, RepresentationPCA
 from pinchpoint.report.draw import Key, Panel, Row, Trace, begun, number, plain, stack
+from pinchpoint.report.names import called
 from pinchpoint.report.palette import FAINT, INK, MUTED, SYMBOLS, family_color
 
 _COLORS = 6
@@ -28,7 +29,7 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
     area = Counter(chain.from_iterable(plane.labels))
     first = dict.fromkeys([plane.clean_label, plane.adversarial_label])
     order = [*first, *sorted(area.keys() - first, key=lambda label: -area[label])]
-    traces = [_region(plane, label, _color(place), _name(label, names)) for place, label in enumerate(order)]
+    traces = [_region(plane, label, _color(place), called(label, names)) for place, label in enumerate(order)]
     outside = _outside(plane)
     if outside is not None:
         traces.append(outside)
@@ -53,14 +54,14 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
                 "x": [number(x)],
                 "y": [0.0],
                 "marker": {"color": INK, "symbol": symbol, "size": 11, "line": {"color": FAINT, "width": 2}},
-                "hovertemplate": f"{word}: {plain(_name(answer, names))}<extra></extra>",
+                "hovertemplate": f"{word}: {plain(called(answer, names))}<extra></extra>",
                 "meta": {"groups": [word]},
             }
         )
-    space, true = _SPACES[plane.space], _name(plane.label, names)
+    space, true = _SPACES[plane.space], called(plane.label, names)
     span = {"range": [plane.coordinates[0], plane.coordinates[-1]], "zeroline": False, "nticks": 6, "showgrid": False}
     row = Row(
-        title=f"sample {plane.sample}: {begun(true)} seen as {begun(_name(plane.adversarial_label, names))}",
+        title=f"sample {plane.sample}: {begun(true)} seen as {begun(called(plane.adversarial_label, names))}",
         x="ℓ₂ along the perturbation",
         y="ℓ₂ across it, to the dominant direction",
         height=300,
@@ -68,7 +69,7 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
         y_axis={**span, "scaleanchor": "x", "constrain": "domain"},
     )
     keys = [
-        Key(_name(label, names), f"class:{label}", _color(place), symbol="square") for place, label in enumerate(order)
+        Key(called(label, names), f"class:{label}", _color(place), symbol="square") for place, label in enumerate(order)
     ]
     keys += [Key("sample", "sample", INK, symbol="circle"), Key("perturbed", "perturbed", INK, symbol="x")]
     keys.append(Key("dominant direction", "direction", INK, line="dash"))
@@ -77,8 +78,8 @@ def decision_plane(plane: DecisionPlane, names: Sequence[str] | None = None) -> 
     return Panel(
         title=f"Decisions in {space}",
         label=f"Decisions on a plane in {space} through sample {plane.sample}, {true}, along its perturbation (the "
-        f"answer there is {_name(plane.adversarial_label, names)}) and across it: "
-        + ", ".join(f"{_name(label, names)} on {area[label] / area.total():.0%}" for label in order)
+        f"answer there is {called(plane.adversarial_label, names)}) and across it: "
+        + ", ".join(f"{called(label, names)} on {area[label] / area.total():.0%}" for label in order)
         + ".",
         figure=stack([row], traces),
         keys=keys,
@@ -107,9 +108,9 @@ def representation_pca(pca: RepresentationPCA, names: Sequence[str] | None = Non
                     "mode": "markers",
                     "x": [points[row][0] for row in rows],
                     "y": [points[row][1] for row in rows],
-                    "text": [plain(_name(pca.answers[row], names)) for row in rows],
+                    "text": [plain(called(pca.answers[row], names)) for row in rows],
                     "marker": {"color": _color(place, muted=False), "symbol": shape, "size": 6, "opacity": opacity},
-                    "hovertemplate": f"{plain(_name(label, names))}, {kind}"
+                    "hovertemplate": f"{plain(called(label, names))}, {kind}"
                     + ("" if kind == "clean" else "<br>answer %{text}")
                     + "<extra></extra>",
                     "meta": {"groups": [f"class:{label}", kind]},
@@ -128,7 +129,7 @@ def representation_pca(pca: RepresentationPCA, names: Sequence[str] | None = Non
     )
     keys = [
         Key(
-            _name(label, names),
+            called(label, names),
             f"class:{label}",
             _color(place, muted=False),
             symbol=SYMBOLS[place // _COLORS % len(SYMBOLS)],
@@ -216,7 +217,3 @@ def _arrows(pca: RepresentationPCA) -> Trace:
 def _color(place: int, *, muted: bool = True) -> str:
     """Of a class by its place; with ``muted`` those after the sixth share a colour."""
     return MUTED if muted and place >= _COLORS else family_color(place)
-
-
-def _name(label: int, names: Sequence[str] | None) -> str:
-    return f"class {label}" if names is None else names[label]
