@@ -369,7 +369,7 @@ def _mapped(matrix: Tensor, shape: Tensor, error: float) -> Tensor:
     if error > 0.0:  # (A + E) Y (A + E)' <= (1 + s) A Y A' + (1 + 1/s) E Y E'
         share = 1e-9
         form = form * (1.0 + share)
-        room += 2.0 / share * error**2 * float(shape.norm())
+        room += 2.0 / share * error * error * float(shape.norm())
         raised = torch.ones_like(raised)
     return form + torch.diag(room * raised)
 

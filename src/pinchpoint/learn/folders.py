@@ -53,11 +53,11 @@ def list_folder(root: Path) -> tuple[dict[Role, Listing], tuple[str, ...]]:
     _check_beside(root, folders, found)
     classes = {part: _classes(folder) for part, folder in (found or {_WHOLE: str(root)}).items()}
     first, names = next(iter(classes.items()))
-    for part, folders in classes.items():
-        if odd := sorted(folders.keys() ^ names.keys()):
+    for part, by_class in classes.items():
+        if odd := sorted(by_class.keys() ^ names.keys()):
             seen = f"{odd[0]} in only one of {first} and {part}"
             raise DataError(f"all parts of {root} must have the same classes", seen, "add or take away that folder")
-    return {part: _listed(folders) for part, folders in classes.items()}, tuple(map(_shown, names))
+    return {part: _listed(by_class) for part, by_class in classes.items()}, tuple(map(_shown, names))
 
 
 def _check_beside(root: Path, folders: list[str], parts: Mapping[Role, str]) -> None:
