@@ -229,10 +229,16 @@ def test_what_cannot_be_traced_says_so():
         (f(lambda x: {"logits": x, "features": x, "loss": x.sum()}), "3 outputs"),
         (f(lambda x: torch.ones(1, 3)), "one that does not"),
         (f(lambda x: 3.0), "one that does not"),
+        (f(lambda x: [x]), "a list of one"),
         (f(lambda x: torch.zeros_like(x)), "one that does not"),
     ):
         with refused(ModelError, f"{one}, but got {seen}; {wrap}"):
             trace(model, (3,))
+    with refused(
+        ModelError,
+        "a model must return one number or more for each input, but got none; check the size of its last layer.",
+    ):
+        trace(f(lambda x: x[:, 3:]), (3,))
     text = "a model must give one output for each input of a batch, but got shape (3,) for one input; "
     with refused(ModelError, text + "check input_shape, and keep the first dimension in forward."):
         trace(f(lambda x: x.squeeze()), (3,))

@@ -162,7 +162,7 @@ def told(seed: int, folder: Path) -> list[str]:
 
 
 SEEDS = st.integers(0, 2**32)
-CALLS = ATTACKS | JUDGES | EXPLAINERS | MEASURES | AUDITS
+CALLS = ATTACKS | JUDGES | EXPLAINERS | MEASURES | BOUNDS | AUDITS
 
 
 @settings(max_examples=20)

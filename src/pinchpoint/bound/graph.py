@@ -205,10 +205,16 @@ def _check_runs(model: nn.Module, copied: nn.Module, example: Tensor) -> None:
     """Refuse a model that does not run on the example, with the reason."""
     try:
         with torch.no_grad():
-            copied(example.clone())
+            answered = copied(example.clone())
     except Exception as error:  # whatever a foreign module raises
         seen = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     else:
+        if isinstance(answered, list | tuple | dict) and len(answered) == 1:  # torch.export would take what is inside
+            raise ModelError(
+                "a model must return one tensor that depends on its input",
+                f"a {type(answered).__name__} of one",
+                "wrap it in a module that returns the logits",
+            )
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -393,6 +399,10 @@ class _Reader:
                 "a model must give one output for each input of a batch",
                 f"shape {self.nodes[last].shape} for one input",
                 "check input_shape, and keep the first dimension in forward",
+            )
+        if self.nodes[last].size == 0:
+            raise ModelError(
+                "a model must return one number or more for each input", "none", "check the size of its last layer"
             )
         needed = {last}
         for index in range(last, -1, -1):
