@@ -35,6 +35,10 @@ def _check(model: nn.Module, input_shape: tuple[int, ...]) -> None:
         ModelError: for answers that depend on the batch, on chance or on earlier calls, and decisions that depend on values.
     """
     first = next((one for one in model.parameters() if one.is_floating_point()), None)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a model to be pruned must be made of modules", "a scripted one", "prune it before it is scripted"
+        )
     if first is None:
         raise ModelError("a model must have weights to be pruned", "none", "give the network, not its activation")
     if not all(isinstance(size, int) and size > 0 for size in input_shape):
