@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from pinchpoint.measure.attention import attention
 from pinchpoint.records import Skipped
 
 NORMALISES = "normalises over"
+_STEPS = 20
+"""Steps of a walk through the graph for each of its nodes, at most; those of a ResNet-50 take fewer than one."""
 
 _Conv = nn.modules.conv._ConvNd
 _Norm = nn.modules.batchnorm._NormBase  # batch and instance norm: each channel by itself
@@ -138,9 +141,11 @@ def _group(
     units = graph.get_out_channels(module)
     pruner = graph.get_pruner_of_module(module)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _limited(len(graph.module2node)):
             warnings.simplefilter("ignore")
             items = list(graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units))))
+    except _TooLong:
+        return (name,), "torch-pruning's walk through what is coupled to it does not end"
     except Exception as error:  # as above
         return (name,), f"torch-pruning cannot group it ({type(error).__name__})"
     slices: list[Slice] = []
@@ -161,6 +166,8 @@ def _group(
             touched = _slices(where, target, rows, indices)
         if isinstance(touched, str):
             reasons.append(touched)
+        elif any(_beyond(part, target) for part in touched):
+            reasons.append(f"torch-pruning counts units at {where} that it does not have")
         elif touched and len(indices) < units:
             reasons.append("its units are not spread evenly over a layer that reads them")
         else:
@@ -170,6 +177,42 @@ def _group(
     members = tuple(dict.fromkeys((name, *rowed)))
     reasons.sort(key=lambda reason: reason != OUTPUTS and NORMALISES not in reason)  # the plainest first
     return members, reasons[0] if reasons else Group(name, units, tuple(slices), tuple(scored))
+
+
+class _TooLong(Exception):
+    """A walk through the graph that goes on for longer than any that ends."""
+
+
+@contextmanager
+def _limited(nodes: int) -> Iterator[None]:
+    """Walks of torch-pruning end after so many steps: some graphs, torchvision's Swin among them, have loops that it does
+    not see. A walk that ends takes a few steps for each node.
+    """
+    from torch_pruning.dependency import graph as walking
+
+    original = walking.Group
+
+    class Limited(original):  # type: ignore[misc, valid-type]
+        """A group that counts what is added to it."""
+
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) >= _STEPS * nodes:
+                raise _TooLong
+            super().add_dep(dep, idxs)
+
+    walking.Group = Limited
+    try:
+        yield
+    finally:
+        walking.Group = original
+
+
+def _beyond(part: Slice, target: object) -> bool:
+    """Whether a slice has indices that its tensor does not."""
+    if not isinstance(target, nn.Module) or part.indices.numel() == 0:
+        return False
+    tensor = getattr(target, part.tensor.rsplit(".", 1)[-1], None)
+    return isinstance(tensor, Tensor) and int(part.indices.max()) >= tensor.shape[part.dim]
 
 
 def _by_unit(indices: Sequence[int], roots: Sequence[int], units: int) -> Tensor:
@@ -202,7 +245,7 @@ def _slices(where: str, target: object, rows: bool, indices: Tensor) -> list[Sli
             return f"{where} is a grouped convolution"
         rows = True  # a filter a channel: rows and columns are one
     elif not isinstance(target, nn.Linear | _Conv):
-        return f"{where}, a {type(target).__name__}, has entries of them" if any(_parameters(target)) else []
+        return f"{where}, a {type(target).__name__}, has entries of them" if _parameters(target) else []
     transposed = isinstance(target, _Conv) and target.transposed
     found = [Slice(f"{where}.weight", int(rows == transposed), indices)]
     if rows and target.bias is not None:
