@@ -240,13 +240,13 @@ def _slices(where: str, target: object, rows: bool, indices: Tensor) -> list[Sli
         return [Slice(f"{where}.{key}", 0, indices) for key in stored if getattr(target, key) is not None]
     if isinstance(target, nn.PReLU):
         return [Slice(f"{where}.weight", 0, indices)] if target.num_parameters > 1 else []
+    transposed = isinstance(target, _Conv) and target.transposed
     if isinstance(target, _Conv) and target.groups > 1:
         if not target.groups == target.in_channels == target.out_channels:
             return f"{where} is a grouped convolution"
-        rows = True  # a filter a channel: rows and columns are one
+        rows, transposed = True, False  # a filter a channel: rows and columns are one, and stand in dimension 0
     elif not isinstance(target, nn.Linear | _Conv):
         return f"{where}, a {type(target).__name__}, has entries of them" if _parameters(target) else []
-    transposed = isinstance(target, _Conv) and target.transposed
     found = [Slice(f"{where}.weight", int(rows == transposed), indices)]
     if rows and target.bias is not None:
         found.append(Slice(f"{where}.bias", 0, indices))

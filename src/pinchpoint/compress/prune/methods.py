@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pinchpoint.compress.prune.cost import parameter_count
 from pinchpoint.compress.prune.criteria import Criterion, entry_scores, singular_scores, unit_scores
+from pinchpoint.compress.prune.dead import traced_to_readers
 from pinchpoint.compress.prune.graph import filters
 from pinchpoint.compress.prune.masks import KeepPruned, mask
-from pinchpoint.compress.prune.remove import read_right, sound
+from pinchpoint.compress.prune.remove import sound
 from pinchpoint.compress.prune.units import Group, Stay, Unit, Weighted, heads, prunable, rows, skipped
 from pinchpoint.measure.layers import linear_modules
 from pinchpoint.measure.shapes import forward_pass
@@ -50,13 +51,14 @@ class Slices:
         run = forward_pass(model, input_shape, find_folds=True)
         self.folds = run.folds
         if unit == "filters":
-            found = filters(model, input_shape, keep)
+            found = traced_to_readers(model, filters(model, input_shape, keep), input_shape, removable=removable)
         elif unit == "rows":
             called = [name for name, _ in linear_modules(model) if name in run.order]
             found = rows(model, run.folds, max(called, key=run.order.__getitem__, default=""), keep)
         else:
             found = heads(model, keep)
-        found = sound(model, found, input_shape) if removable else read_right(model, found, input_shape)
+        if removable:
+            found = sound(model, found, input_shape)
         self.groups: tuple[Group, ...] = found.groups
         self.left = list(found.left)
         self.members = {group.name: list(group.members) for group in found.groups}
