@@ -130,8 +130,7 @@ def _samples(x: Tensor) -> Tensor:
 
 def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     """The model in float64, where differences show best and where it runs; and as it is."""
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
-        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
+    check_weights(model)
     try:
         copied = float64_copy(model)
         copied(x[:1].to(torch.float64, copy=True))
@@ -149,6 +148,18 @@ def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     yield own, x
     with suppress(NotImplementedError):
         own.train(before)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights do not exist.
+
+    >>> check_weights(nn.Linear(3, 2))
+    """
+    tensors = list(chain(model.parameters(), model.buffers()))
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ModelError("weights must exist", "a lazy module without weights", "run a batch through the model first")
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from pinchpoint.compress.checks import check_compressible
 from pinchpoint.compress.prune.allocate import Allocation, Shares, allocate, check_ratio, strongest
 from pinchpoint.compress.prune.cost import flop_count, latencies, parameter_count
 from pinchpoint.compress.prune.criteria import Criterion
@@ -96,6 +97,7 @@ def prune(
     """
     check_ratio(ratio)
     _check_options(unit, count, remove, steps, fine_tune)
+    check_compressible(model, input_shape)
     removing = unit in ("filters", "heads") if remove is None else remove
     smaller = copy.deepcopy(model, computed_tensors(model))
     kept = _names(model, keep)

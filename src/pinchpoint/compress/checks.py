@@ -1,0 +1,68 @@
+"""What must be true of a model before it is made smaller."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pinchpoint.errors import ModelError
+from pinchpoint.measure.decisions import check_decisions
+from pinchpoint.measure.forward import check_forward, check_weights, own_dtype
+from pinchpoint.measure.shapes import forward_pass
+from pinchpoint.measure.weights import computed_tensors
+
+
+def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Refuse a model that does not run, that decides by values, or that answers a sample differently from call to call:
+    what one run tells of such a model does not hold for the next.
+
+    Args:
+        model: any module; stays as it is.
+        input_shape: of one input, without the batch.
+
+    Raises:
+        ModelError: naming what is wrong.
+
+    >>> check_compressible(nn.Linear(3, 2), (3,))
+    """
+    check_weights(model)
+    tokens = forward_pass(model, input_shape).tokens
+    copied = copy.deepcopy(model, computed_tensors(model)).eval()
+    if own_dtype(copied) in (torch.float16, torch.bfloat16):
+        copied.float()  # not every operation knows half precision
+    device = next((tensor.device for tensor in copied.parameters()), torch.device("cpu"))
+    if tokens:
+        check_decisions(copied, torch.zeros((1, *input_shape), dtype=torch.long, device=device))
+        return
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((4, *input_shape), generator=generator).to(device=device, dtype=own_dtype(copied))
+    check_decisions(copy.deepcopy(copied), x[:1])
+    check_forward(_Answers(copied), x)
+
+
+def answers(outputs: object) -> list[Tensor]:
+    """The tensors of what a model returns: one, several, or in a mapping.
+
+    >>> [len(answer) for answer in answers((torch.zeros(2), {"more": torch.zeros(3)}))]
+    [2, 3]
+    """
+    leaves = tree_leaves(dict(outputs) if isinstance(outputs, Mapping) else outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+class _Answers(nn.Module):
+    """A model whose answers stand beside one another, a row a sample."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = answers(self.model(x))
+        if not tensors:
+            raise ModelError("a model must return tensors", "an answer without any", "return its logits")
+        return torch.cat([tensor.reshape(len(x), -1) for tensor in tensors if tensor.is_floating_point()], 1)
