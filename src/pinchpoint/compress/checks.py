@@ -30,6 +30,10 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     >>> check_compressible(nn.Linear(3, 2), (3,))
     """
     check_weights(model)
+    if not any(parameter.is_floating_point() for parameter in model.parameters()):
+        raise ModelError(
+            "a model must have weights to be made smaller", "no real parameters", "give the network before it is quantised"
+        )
     tokens = forward_pass(model, input_shape).tokens
     copied = copy.deepcopy(model, computed_tensors(model)).eval()
     if own_dtype(copied) in (torch.float16, torch.bfloat16):
@@ -40,7 +44,7 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((4, *input_shape), generator=generator).to(device=device, dtype=own_dtype(copied))
-    check_decisions(copy.deepcopy(copied), x[:1])
+    check_decisions(copied, x[:1])
     check_forward(_Answers(copied), x)
 
 

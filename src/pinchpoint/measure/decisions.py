@@ -6,80 +6,99 @@ holds for it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pinchpoint.errors import ModelError
+from pinchpoint.measure.weights import computed_tensors
 
-_READERS = {Tensor.numpy: "numpy()", Tensor.tolist: "tolist()", Tensor.__array__: "NumPy"}
+_CONVERSIONS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 """What hands values to Python without an operation of torch."""
 
 
 @torch.no_grad()
-def check_decisions(model: nn.Module, x: Tensor) -> None:
-    """Refuse a model whose forward pass reads values that depend on its input.
+def check_decisions(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+    """Refuse a model whose forward pass reads a number off a value that depends on its input: it may decide by it, and
+    whoever follows one pass then sees one side.
 
     Args:
-        model: as it is to be run: in eval mode.
-        x: a batch; not changed.
+        model: any module; its own state stays as it is.
+        x: some inputs.
 
     Raises:
-        ModelError: naming what read them.
+        ModelError: naming the module that reads it.
 
     >>> class Switch(nn.Linear):
     ...     def forward(self, x):
     ...         return super().forward(x) if x.mean() > 0.7 else x
-    >>> check_decisions(nn.Linear(2, 2), torch.rand(1, 2))
+    >>> check_decisions(nn.Linear(3, 2), torch.rand(1, 3))
     >>> check_decisions(Switch(2, 2), torch.rand(1, 2))
     Traceback (most recent call last):
         ...
-    pinchpoint.errors.ModelError: a model must do the same operations for every input, but got values that Python reads ...
+    pinchpoint.errors.ModelError: a forward pass must do the same operations for every input, but got a number read off ...
     """
-    inputs = x.clone()
-    operations = _Operations(inputs)
-    with _Conversions(operations), operations:
-        model(inputs)
-    if operations.reader:
+    copied = copy.deepcopy(model, computed_tensors(model)).eval()
+    inputs, running = x.clone(), list[str]()
+    for name, module in copied.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        module.register_forward_hook(lambda *_: running.pop() and None)
+    reads = _Reads(inputs, running)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), _Conversions(reads), reads:
+        copied(inputs)
+    if reads.where is not None:
         raise ModelError(
-            "a model must do the same operations for every input",
-            f"values that Python reads while it runs ({operations.reader})",
-            "take branches and whatever else depends on values out of its forward pass",
+            "a forward pass must do the same operations for every input",
+            f"a number read off a value that depends on the input, at '{reads.where or 'the top level'}'",
+            "take decisions that depend on values, item(), tolist() and NumPy out of it",
         )
 
 
-class _Operations(TorchDispatchMode):
-    """Follows what is computed from the input, by the identity of tensors, which it holds on to."""
+class _Reads(TorchDispatchMode):
+    """Whether a number is read off a value that depends on a tensor; ``where`` is the module that runs then."""
 
-    def __init__(self, inputs: Tensor) -> None:
+    def __init__(self, source: Tensor, running: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.held: dict[int, Tensor] = {id(inputs): inputs}
-        self.reader = ""
+        self.running = running
+        self.where: str | None = None
+        self.depending = {source.untyped_storage().data_ptr()}
+        self.kept: list[Tensor] = [source]  # so that no other tensor gets their memory
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # otherwise torch imports its compiler, which takes seconds
 
-    def depends(self, values: Any) -> bool:
-        """Whether one of these tensors is computed from the input."""
-        return any(isinstance(value, Tensor) and id(value) in self.held for value in tree_leaves(values))
-
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        if self.depends((args, kwargs)):
-            if _gives_values(func, args):
-                self.reader = self.reader or str(func.overloadpacket).replace("aten._local_scalar_dense", "item()")
-            for value in tree_leaves(outputs):
-                if isinstance(value, Tensor):
-                    self.held[id(value)] = value
-        return outputs
+        depends = self.depends((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        if depends and _gives_values(func, args):
+            self.read()
+        for value in tree_leaves(result):
+            if depends and isinstance(value, Tensor) and value.numel():
+                self.depending.add(value.untyped_storage().data_ptr())
+                self.kept.append(value)
+        return result
+
+    def read(self) -> None:
+        """Something has read a number."""
+        if self.where is None:
+            self.where = self.running[-1] if self.running else ""
+
+    def depends(self, values: object) -> bool:
+        """Whether one of these is a tensor that depends on the source."""
+        tensors = (
+            value for value in tree_leaves(values) if isinstance(value, Tensor) and value.layout == torch.strided
+        )
+        return any(tensor.untyped_storage().data_ptr() in self.depending for tensor in tensors if tensor.numel())
 
 
 def _gives_values(operation: Any, args: tuple[Any, ...]) -> bool:
@@ -90,15 +109,15 @@ def _gives_values(operation: Any, args: tuple[Any, ...]) -> bool:
 
 
 class _Conversions(TorchFunctionMode):
-    """Conversions of tensors that depend on the input."""
+    """Conversions of tensors that depend on the input; they are no operations."""
 
-    def __init__(self, operations: _Operations) -> None:
+    def __init__(self, reads: _Reads) -> None:
         super().__init__()
-        self.operations = operations
+        self.reads = reads
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _READERS and self.operations.depends((args, kwargs)):
-            self.operations.reader = self.operations.reader or _READERS[func]
+        if func in _CONVERSIONS and self.reads.depends(args):
+            self.reads.read()
         return func(*args, **(kwargs or {}))

@@ -66,7 +66,7 @@ def _powers(model: nn.Module, part: Scored, norm: str | None, power: int) -> Ten
     bias = torch.zeros_like(own)
     if part.bias is not None:
         bias = _tensor(model, part.bias.tensor)[part.bias.indices.to(own.device)]
-    if norm is None:
+    if norm is None or not operators("", model.get_submodule(norm)):  # none, or one by the statistics of each batch
         return (own + bias.abs().pow(power)).sum(1)
     scale, shift = (values[part.weight.indices.to(own.device)] for values in _affine(model.get_submodule(norm)))
     added = scale * bias + shift

@@ -205,9 +205,7 @@ def _watched(model: nn.Module, names: set[str]) -> Iterator[dict[str, list[Tenso
             handle.remove()
 
 
-def _is_dead(
-    reader: _Reader, dead: Tensor, first: dict[str, list[Tensor]], second: dict[str, list[Tensor]]
-) -> bool:
+def _is_dead(reader: _Reader, dead: Tensor, first: dict[str, list[Tensor]], second: dict[str, list[Tensor]]) -> bool:
     """Whether the reader is given the same for both inputs at the channels of the dead units, at every call."""
     calls, others = first.get(reader.module, []), second.get(reader.module, [])
     channels = reader.part.indices[dead].flatten()

@@ -25,8 +25,9 @@ from pinchpoint.measure.attention import attention
 from pinchpoint.records import Skipped
 
 NORMALISES = "normalises over"
-_STEPS = 20
-"""Steps of a walk through the graph for each of its nodes, at most; those of a ResNet-50 take fewer than one."""
+_STEPS = 4
+"""Indices of a walk through the graph for each unit and node, at most; those of a ResNet-50 take fewer than one. Where a
+fully connected layer reads flattened pixels, its inputs for each node."""
 
 _Conv = nn.modules.conv._ConvNd
 _Norm = nn.modules.batchnorm._NormBase  # batch and instance norm: each channel by itself
@@ -141,11 +142,12 @@ def _group(
     units = graph.get_out_channels(module)
     pruner = graph.get_pruner_of_module(module)
     try:
-        with warnings.catch_warnings(), _limited(len(graph.module2node)):
+        with warnings.catch_warnings(), _limited(_indices(graph, units)):
             warnings.simplefilter("ignore")
             items = list(graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units))))
-    except _TooLong:
-        return (name,), "torch-pruning's walk through what is coupled to it does not end"
+    except _TooLong as error:
+        met = [names[target] for target in error.layers if isinstance(target, nn.Linear | _Conv) and target in names]
+        return tuple(dict.fromkeys((name, *met))), "torch-pruning's walk through what is coupled to it does not end"
     except Exception as error:  # as above
         return (name,), f"torch-pruning cannot group it ({type(error).__name__})"
     slices: list[Slice] = []
@@ -180,24 +182,38 @@ def _group(
 
 
 class _TooLong(Exception):
-    """A walk through the graph that goes on for longer than any that ends."""
+    """A walk through the graph that goes on for longer than any that ends, and the modules whose rows it has met."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+
+
+def _indices(graph: Any, units: int) -> int:
+    """How many indices a walk may take."""
+    widest = max((module.in_features for module in graph.module2node if isinstance(module, nn.Linear)), default=0)
+    return len(graph.module2node) * max(_STEPS * units, widest)
 
 
 @contextmanager
-def _limited(nodes: int) -> Iterator[None]:
-    """Walks of torch-pruning end after so many steps: some graphs, torchvision's Swin among them, have loops that it does
-    not see. A walk that ends takes a few steps for each node.
+def _limited(indices: int) -> Iterator[None]:
+    """Walks of torch-pruning end after so many indices: in some graphs, torchvision's Swin among them, these multiply at
+    each reshape. A walk that ends takes one for each unit and node that it meets, or a few.
     """
-    from torch_pruning.dependency import graph as walking
+    import torch_pruning
+
+    walking = torch_pruning.dependency.graph
 
     original = walking.Group
 
     class Limited(original):  # type: ignore[misc, valid-type]
         """A group that counts what is added to it."""
 
+        counted = 0
+
         def add_dep(self, dep: Any, idxs: Any) -> None:
-            if len(self) >= _STEPS * nodes:
-                raise _TooLong
+            self.counted += len(idxs)
+            if self.counted > indices:
+                raise _TooLong([item.dep.target.module for item in self.items if _makes_rows(item.dep)])
             super().add_dep(dep, idxs)
 
     walking.Group = Limited
@@ -205,6 +221,10 @@ def _limited(nodes: int) -> Iterator[None]:
         yield
     finally:
         walking.Group = original
+
+
+def _makes_rows(dependency: Any) -> bool:
+    return bool(dependency.handler.__name__ == "prune_out_channels")
 
 
 def _beyond(part: Slice, target: object) -> bool:

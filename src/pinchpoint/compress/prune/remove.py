@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from pinchpoint.compress.checks import answers
 from pinchpoint.compress.layout import SelectsChannels, refit
 from pinchpoint.compress.prune.masks import mask
 from pinchpoint.compress.prune.units import Found, Group, Stay, skipped
@@ -127,9 +127,8 @@ def difference(model: nn.Module, groups: Sequence[Group], stay: Stay, input_shap
 
 def _alike(first: object, second: object) -> bool:
     """Whether two answers, which may be tensors in containers, agree to rounding."""
-    pairs = list(zip(tree_leaves(first), tree_leaves(second), strict=False))
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    return len(tree_leaves(first)) == len(tree_leaves(second)) and all(
+    pairs = answers(first), answers(second)
+    return len(pairs[0]) == len(pairs[1]) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=_TOLERANCE * float(b.abs().amax() if b.numel() else 0))
-        for a, b in tensors
+        for a, b in zip(*pairs, strict=True)
     )
