@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -32,7 +33,9 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     check_weights(model)
     if not any(parameter.is_floating_point() for parameter in model.parameters()):
         raise ModelError(
-            "a model must have weights to be made smaller", "no real parameters", "give the network before it is quantised"
+            "a model must have weights to be made smaller",
+            "no real parameters",
+            "give the network before it is quantised",
         )
     tokens = forward_pass(model, input_shape).tokens
     copied = copy.deepcopy(model, computed_tensors(model)).eval()
@@ -46,6 +49,18 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     x = torch.rand((4, *input_shape), generator=generator).to(device=device, dtype=own_dtype(copied))
     check_decisions(copied, x[:1])
     check_forward(_Answers(copied), x)
+
+
+def tied(model: nn.Module) -> set[int]:
+    """``id`` of each parameter that several modules hold.
+
+    >>> encoder, decoder = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> decoder.weight = encoder.weight
+    >>> tied(nn.Sequential(encoder, decoder)) == {id(encoder.weight)}
+    True
+    """
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter for parameter, count in holders.items() if count > 1}
 
 
 def answers(outputs: object) -> list[Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pinchpoint.compress.checks import tied
 from pinchpoint.compress.lowrank import LowRank, check_rank, truncate, untrained
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.compressibility import k_for_residual
@@ -77,14 +77,14 @@ def plan(
     >>> chosen.ranks, chosen.left, chosen.before - chosen.after
     ({'0': 8, '2': 8}, {'4': 'it is the head'}, 6144)
     """
-    choose, tied = _choice(rank, energy, residual), _tied(model)
+    choose, shared = _choice(rank, energy, residual), tied(model)
     wanted = _matching(model, (layers,) if isinstance(layers, str) else layers)
     head = linear_modules(model)[-1][0]
     ranks: dict[str, int] = {}
     left: dict[str, str] = {}
     saved = 0
     for name, module in wanted:
-        reason = "it is the head" if name == head and not include_head else _unfit(name, module, tied)
+        reason = "it is the head" if name == head and not include_head else _unfit(name, module, shared)
         if reason is not None:
             left[name] = reason
             continue
@@ -212,7 +212,7 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, nn.M
     return [(name, module) for name, module in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _unfit(name: str, module: nn.Module, tied: Set[int]) -> str | None:
+def _unfit(name: str, module: nn.Module, shared: Set[int]) -> str | None:
     """Why a layer cannot be replaced by one of low rank, where it cannot.
 
     Raises:
@@ -229,26 +229,20 @@ def _unfit(name: str, module: nn.Module, tied: Set[int]) -> str | None:
         raise ModelError("factorising needs plain layers", f"{found} on '{name}'", remedy)
     if type(module) not in (nn.Linear, nn.Conv2d):
         return f"{type(module).__name__} may do more than nn.Linear or nn.Conv2d"
-    if id(module.weight) in tied:
+    if id(module.weight) in shared:
         return "it shares its weight with another layer"
     return None
 
 
-def _tied(model: nn.Module) -> set[int]:
-    """``id`` of each parameter that several modules hold."""
-    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    return {parameter for parameter, count in holders.items() if count > 1}
-
-
 def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers these ranks are for."""
-    modules, tied = dict(model.named_modules(remove_duplicate=False)), _tied(model)
+    modules, shared = dict(model.named_modules(remove_duplicate=False)), tied(model)
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, rank in ranks.items():
         if name not in modules:
             raise ModelError("ranks must name layers of the model", f"'{name}', which is none", "check the names")
         module = modules[name]
-        reason = _unfit(name, module, tied)
+        reason = _unfit(name, module, shared)
         if reason is not None or not isinstance(module, nn.Linear | nn.Conv2d):
             raise ModelError("ranks must name layers that can be factorised", f"'{name}': {reason}", "leave it out")
         with _of_layer(name):

@@ -22,6 +22,8 @@ from pinchpoint.compress.layout import SelectsChannels
 from pinchpoint.compress.prune.units import OUTPUTS, Found, Group, Scored, Slice, prunable, skipped
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.attention import attention
+from pinchpoint.measure.forward import own_dtype
+from pinchpoint.measure.weights import computed_tensors
 from pinchpoint.records import Skipped
 
 NORMALISES = "normalises over"
@@ -53,6 +55,9 @@ def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str])
     graph = _graph(traced, input_shape)
     names = {module: name for name, module in traced.named_modules()}
     modules, left = prunable(model)
+    if not modules:
+        return Found((), tuple(left))
+    fixed = {skip.name: f"{skip.name} stays: {skip.reason}" for skip in left}
     within = {id(part.module): name for name, module in traced.named_modules() for part in attention(name, module)}
     selectors = {name for name, module in model.named_modules() if isinstance(module, SelectsChannels)}
     groups: list[Group] = []
@@ -67,7 +72,7 @@ def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str])
         if id(module) in within and not _is_output(module, traced.get_submodule(within[id(module)])):
             left.append(skipped(name, module, "attention is pruned by whole heads (unit='heads')"))
             continue
-        members, found = _group(graph, name, module, names, selectors)
+        members, found = _group(graph, name, module, names, selectors, fixed)
         kept = [member for member in members if member in keep]
         if kept:
             coupled = f"its rows are coupled to those of {kept[0]}, named in keep"
@@ -92,11 +97,15 @@ def _is_output(module: nn.Module, parent: nn.Module) -> bool:
 
 def _with_convolutions(model: nn.Module) -> nn.Module:
     """A copy in which modules that select channels are convolutions, which the graph knows."""
-    copied = copy.deepcopy(model).eval().requires_grad_(True)
+    copied = copy.deepcopy(model, computed_tensors(model)).eval()
+    if own_dtype(copied) in (torch.float16, torch.bfloat16):
+        copied.float()  # not every operation knows half precision
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     for name, module in list(copied.named_modules()):
         if isinstance(module, SelectsChannels):
             convolution = nn.Conv2d(module.inputs, len(module.source), 1, stride=module.stride, bias=False)
-            first = next(model.parameters())
+            first = next(copied.parameters())
             copied.set_submodule(name, convolution.to(device=first.device, dtype=first.dtype))
     return copied
 
@@ -110,8 +119,7 @@ def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
         )
     import torch_pruning  # type: ignore[import-untyped]
 
-    first = next(model.parameters())
-    inputs = torch.zeros((1, *input_shape), dtype=first.dtype, device=first.device)
+    inputs = torch.zeros((1, *input_shape), dtype=own_dtype(model), device=next(model.parameters()).device)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -136,7 +144,12 @@ def _untraceable(seen: str) -> ModelError:
 
 
 def _group(
-    graph: Any, name: str, module: nn.Module, names: dict[nn.Module, str], selectors: set[str]
+    graph: Any,
+    name: str,
+    module: nn.Module,
+    names: dict[nn.Module, str],
+    selectors: set[str],
+    fixed: dict[str, str],
 ) -> tuple[tuple[str, ...], Group | str]:
     """The layers whose rows are coupled to one layer's, and their group, or why it cannot be pruned."""
     units = graph.get_out_channels(module)
@@ -165,7 +178,7 @@ def _group(
         if where in selectors:
             touched: list[Slice] | str = [Slice(where, 0 if rows else 1, indices)]
         else:
-            touched = _slices(where, target, rows, indices)
+            touched = fixed.get(where) or _slices(where, target, rows, indices)
         if isinstance(touched, str):
             reasons.append(touched)
         elif any(_beyond(part, target) for part in touched):
