@@ -37,6 +37,7 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
             "no real parameters",
             "give the network before it is quantised",
         )
+    check_finite(model)
     tokens = forward_pass(model, input_shape).tokens
     copied = copy.deepcopy(model, computed_tensors(model)).eval()
     if own_dtype(copied) in (torch.float16, torch.bfloat16):
@@ -49,6 +50,16 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     x = torch.rand((4, *input_shape), generator=generator).to(device=device, dtype=own_dtype(copied))
     check_decisions(copied, x[:1])
     check_forward(_Answers(copied), x)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that are NaN or infinite: they have no size.
+
+    >>> check_finite(nn.Linear(3, 2))
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError("weights must be finite", f"NaN or infinite values in '{name}'", "give another checkpoint")
 
 
 def tied(model: nn.Module) -> set[int]:

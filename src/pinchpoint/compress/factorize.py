@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pinchpoint.compress.checks import tied
+from pinchpoint.compress.checks import check_compressible, tied
 from pinchpoint.compress.lowrank import LowRank, check_rank, truncate, untrained
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.compressibility import k_for_residual
+from pinchpoint.measure.forward import check_weights
 from pinchpoint.measure.layers import linear_modules, matrix64
 from pinchpoint.measure.ranks import rank_tolerance
 from pinchpoint.measure.spectrum import singular_values
@@ -54,6 +55,7 @@ def plan(
     residual: float | None = None,
     layers: str | Sequence[str] = "*",
     include_head: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Plan:
     """Choose a rank for every layer, in one of three ways. Nothing is changed.
 
@@ -67,16 +69,22 @@ def plan(
             spectral residual of q = 1 (paper, definition 2.1).
         layers: patterns of names, as in a shell; ``layer3.*`` takes all layers below layer3.
         include_head: also the last layer, which gives the logits.
+        input_shape: of one input, without the batch: where given, a model that decides by values, or whose answers depend
+            on the batch, on chance or on earlier calls, is refused.
 
     Raises:
         ConfigError: where not exactly one of the three is given, it is out of range, or a pattern matches no layer.
-        ModelError: where no layer can be factorised, or one has hooks or a parametrisation.
+        ModelError: where no layer can be factorised, one has hooks or a parametrisation, or weights are not finite or
+            do not exist.
 
     >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> chosen = plan(network, rank=8)
     >>> chosen.ranks, chosen.left, chosen.before - chosen.after
     ({'0': 8, '2': 8}, {'4': 'it is the head'}, 6144)
     """
+    check_weights(model)
+    if input_shape is not None:
+        check_compressible(model, input_shape)
     choose, shared = _choice(rank, energy, residual), tied(model)
     wanted = _matching(model, (layers,) if isinstance(layers, str) else layers)
     head = linear_modules(model)[-1][0]
@@ -116,12 +124,13 @@ def factorize(
     ranks: Mapping[str, int] | None = None,
     layers: str | Sequence[str] = "*",
     include_head: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """A copy of the model whose layers are replaced by their truncated SVD, in the ways ``plan`` offers.
 
     Args:
         model: any module.
-        rank, energy, residual, layers, include_head: see ``plan``.
+        rank, energy, residual, layers, include_head, input_shape: see ``plan``.
         ranks: instead of all these, the rank of each layer by its name; every layer named is replaced.
 
     Raises:
@@ -133,7 +142,16 @@ def factorize(
     LowRankLinear(in_features=64, out_features=32, rank=4)
     """
     if ranks is None:
-        ranks = plan(model, rank=rank, energy=energy, residual=residual, layers=layers, include_head=include_head).ranks
+        chosen = plan(
+            model,
+            rank=rank,
+            energy=energy,
+            residual=residual,
+            layers=layers,
+            include_head=include_head,
+            input_shape=input_shape,
+        )
+        ranks = chosen.ranks
     elif [rank, energy, residual] != [None] * 3:
         raise ConfigError("ranks by name stand alone", "another target beside them", "leave one out")
     return _replaced(model, _checked(model, ranks), lambda name, layer: truncate(layer, ranks[name]))
@@ -231,7 +249,9 @@ def _unfit(name: str, module: nn.Module, shared: Set[int]) -> str | None:
         return f"{type(module).__name__} may do more than nn.Linear or nn.Conv2d"
     if id(module.weight) in shared:
         return "it shares its weight with another layer"
-    return None
+    if not module.weight.is_floating_point():
+        return "its weight is complex"
+    return None if module.weight.numel() else "it has no weights"
 
 
 def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:

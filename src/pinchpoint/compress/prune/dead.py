@@ -8,7 +8,8 @@ zero in each trial, drawn by chance: two channels that were taken for one anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinchpoint.compress.checks import answers
 from pinchpoint.compress.layout import SelectsChannels
 from pinchpoint.compress.prune.masks import forget_channels
 from pinchpoint.compress.prune.units import Found, Group, Slice, skipped
-from pinchpoint.measure.weights import float64_copy
+from pinchpoint.measure.weights import computed_tensors, float64_copy
 
 REORDERED = "its channels are reordered or mixed before {reader} reads them"
 """Why a group cannot be removed, and why only its rows are masked."""
@@ -81,9 +83,12 @@ def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
 
 
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not _is_depthwise(module)
+
+
 def _is_column(module: nn.Module) -> bool:
-    plain = isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not _is_depthwise(module)
-    return plain or isinstance(module, SelectsChannels)
+    return _is_plain(module) or isinstance(module, SelectsChannels)
 
 
 def _readers(model: nn.Module, group: Group) -> list[_Reader]:
@@ -125,7 +130,7 @@ def _wrong(
     wrong: dict[int, _Reader] = {}
     selectors = [module for module in copied.modules() if isinstance(module, SelectsChannels)]
     sources = [selector.source for selector in selectors]
-    for _ in range(16 if small else 8):
+    for trial in range(16 if small else 8):
         _draw(copied, generator)
         for selector, source in zip(selectors, sources, strict=True):
             selector.select(selector.inputs, source)
@@ -142,7 +147,52 @@ def _wrong(
         for position, reader in enumerate(readers):
             if position not in wrong and not _is_dead(reader, dead[reader.group], *calls):
                 wrong[position] = reader
+        if trial == 0:
+            columns = [(i, r) for i, r in enumerate(readers) if _is_plain(copied.get_submodule(r.module))]
+            wrong |= _read_elsewhere(copied, columns, dead, inputs[0])
     return [wrong[position] for position in sorted(wrong)]
+
+
+def _read_elsewhere(
+    model: nn.Module, columns: Sequence[tuple[int, _Reader]], dead: dict[str, Tensor], x: Tensor
+) -> dict[int, _Reader]:
+    """Readers whose weight something else reads, too: columns of zeros do more than channels of zeros.
+
+    One trial where there are none; otherwise halves are tried, and halves of those.
+    """
+
+    def run(channels: bool) -> list[Tensor]:
+        copied = copy.deepcopy(model, computed_tensors(model))
+        for _, reader in columns:
+            lost = reader.part.indices[dead[reader.group]].flatten()
+            module = copied.get_submodule(reader.module)
+            if channels:
+                module.register_forward_pre_hook(_without(reader.axis, lost))
+            else:
+                data = module.get_parameter("weight").data
+                data.index_fill_(reader.part.dim, lost.to(data.device), 0.0)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return answers(copied(x.to(next(copied.parameters()).device)))
+
+    try:
+        same = all(
+            torch.allclose(one, other, rtol=0, atol=_SAME * float(other.abs().max()))
+            for one, other in zip(run(True), run(False), strict=True)
+            if other.numel()
+        )
+    except (RuntimeError, IndexError):  # channels that a reader does not have
+        same = False
+    if same or not columns:
+        return {}
+    if len(columns) == 1:
+        return dict(columns)
+    half = len(columns) // 2
+    return _read_elsewhere(model, columns[:half], dead, x) | _read_elsewhere(model, columns[half:], dead, x)
+
+
+def _without(axis: int, channels: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A hook that sets channels of a module's input to zero."""
+    return lambda module, args: (args[0].index_fill(axis, channels.to(args[0].device), 0.0), *args[1:])
 
 
 def _half(units: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from pinchpoint.compress.prune.masks import mask
 from pinchpoint.compress.prune.units import Found, Group, Stay, skipped
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import float64_copy
+from pinchpoint.measure.weights import computed_tensors
 
 _TOLERANCE = 1e-8  # of the largest output, in float64: reordered sums differ by 1e-13, a wrong channel by far more
 
@@ -107,7 +108,7 @@ def difference(model: nn.Module, groups: Sequence[Group], stay: Stay, input_shap
     Both are copies; the model is left alone.
     """
     masked = float64_copy(model)
-    smaller = copy.deepcopy(masked)
+    smaller = copy.deepcopy(masked, computed_tensors(masked))
     mask(masked, groups, stay)
     first = next(masked.parameters())
     generator = torch.Generator().manual_seed(0)
