@@ -5,6 +5,7 @@ A module is an ordinary body with a way of moving channels, an activation and an
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -18,8 +19,22 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from pinchpoint.compress import factorize, plan
+from pinchpoint.compress import (
+    L1,
+    AlignmentPenalty,
+    ConstantFrobenius,
+    FrobeniusBall,
+    GroupLasso,
+    Hoyer,
+    NuclearNorm,
+    SpectralBall,
+    SpreadControl,
+    factorize,
+    plan,
+)
 from pinchpoint.compress.prune import prune
+from pinchpoint.compress.quantize import quantize
+from pinchpoint.compress.rescale import rescale
 from pinchpoint.errors import PinchpointError
 from pinchpoint.measure.weights import computed_tensors
 
@@ -389,6 +404,32 @@ def test_some_odd_modules_are_made_smaller_as_by_hand_or_refused(oddity):
         results = look(oddity, seed, ways)
         if oddity == "none" and not seed:
             assert results
+
+
+RESHAPED = {
+    "quantize": lambda m: quantize(m, 4),
+    "rescale": lambda m: rescale(m, 2.0),
+}
+STEPS = {
+    "constant norms": lambda m: ConstantFrobenius(m)(m),
+    "Frobenius ball": lambda m: FrobeniusBall(m, 0.5)(m),
+    "spectral ball": lambda m: SpectralBall(m, 0.5)(m),
+} | {
+    kind.__name__: lambda m, kind=kind: kind(0.1)(m)
+    for kind in (L1, Hoyer, NuclearNorm, GroupLasso, SpreadControl, AlignmentPenalty)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("oddity", [oddity for oddity in ODDITIES if oddity != "meta"])
+def test_what_trains_and_coarsens_takes_odd_modules_or_refuses_them(oddity):
+    for name, call in (RESHAPED | STEPS).items():
+        model, _, _, _ = draw(oddity, 1)
+        before = state(model)
+        with contextlib.suppress(PinchpointError):  # anything else fails
+            value = call(model)
+            if isinstance(value, torch.Tensor):
+                assert bool(torch.isfinite(value).all()) == (oddity not in ("nan", "infinite"))
+        assert name in STEPS or unchanged(before, model)
 
 
 @pytest.mark.parametrize("move", MOVES)
