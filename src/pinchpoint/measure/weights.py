@@ -144,7 +144,7 @@ def acting(module: nn.Module, name: str) -> Tensor:
         raise ModelError("weights must exist", "a lazy module without weights", "run a batch through the model first")
     if value.is_complex():
         raise ModelError(
-            "weights must be real numbers", f"{value.dtype}", "write the layer with real and imaginary parts"
+            "weights must be real floating point numbers", f"{value.dtype}", "convert the model, e.g. model.float()"
         )
     return value
 
