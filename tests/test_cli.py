@@ -292,11 +292,11 @@ def test_attack_table_counts_what_settled_the_samples(checkpoint, tmp_path):
     [
         (
             ["--data", "digits", "--attack", "cw"],
-            "attack must be one of standard, quick, apgd, pgd, fgsm, square, univ",
+            "this option is one of standard, quick, apgd, pgd, fgsm, square, univ",
         ),
         (
             ["--data", "digits", "--threat", "linf:8"],
-            "eps must not exceed the box, which is 1 wide in linf, but got 8.0",
+            "an l_inf budget in pixels from 0 to 1 is at most 1, but got linf:8; write linf:8/255",
         ),
         (
             ["--data", "digits", "--threat", "l3:1"],
@@ -311,7 +311,7 @@ def test_attack_table_counts_what_settled_the_samples(checkpoint, tmp_path):
         (["--data", "digits", "--out", "/proc/x"], "/proc/x must be writable, but got No such file or directory; name"),
         (
             ["--data", "digits", "--out", __file__],
-            f"{__file__} must be writable, but got File exists; name another folder",
+            f"{__file__} must be a folder, but got the file {__file__}; choose another",
         ),
         (["--data", "digits", "--device", "gpu"], "a device is auto, cpu, cuda or cuda:NUMBER, but got gpu; use auto"),
     ],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+from pinchpoint import model_names
 from pinchpoint.cli import checks
 
 WRONG = [
@@ -59,6 +60,6 @@ def test_wrong_arguments_are_refused_without_torch():
 def test_names_are_those_of_the_readers():
     from pinchpoint.learn import data, zoo
 
-    assert set(checks.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}
+    assert set(model_names.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}
     assert set(checks.DATA_NAMES) == {"digits", *data.NPZ_NAMES}
     assert set(checks.DATA_KINDS) == {"npz", *data.FILE_KINDS, "torchvision"}

@@ -245,6 +245,8 @@ ODDITIES = {
     "functional": replaced(lambda m, x, answer: answer(x) + F.linear(m.features(x).flatten(2).mean(2) if m.pixels
                                                                      else m.features(x), m.head.weight)),
     "only activations": lambda m: nn.Sequential(nn.ReLU()),
+    "scripted": lambda m: torch.jit.script(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))),
+    "the whole model": lambda m: nn.Linear(3, 4),
     "one layer": lambda m: nn.Sequential(nn.Linear(3, 4)),
 }  # fmt: skip
 SHAPES = {"right": None, "wrong": (5,), "empty": (), "zero": (0,), "negative": (-1,)}

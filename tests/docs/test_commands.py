@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from pinchpoint.cli import app
+from pinchpoint.cli import app, checks
 from pinchpoint.inspection import gate
 from pinchpoint.recipe import read_recipe
 
@@ -26,6 +26,12 @@ def shown(text: str) -> list[list[str]]:
     """The words of every ``$ pinchpoint`` line, without comments."""
     lines = re.findall(r"^\s*\$ (pinchpoint .*)$", text, re.MULTILINE)
     return [shlex.split(line.split("#")[0].split(" | ")[0])[1:] for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def _all_files_are_there(monkeypatch):
+    """Pages name files of the reader's."""
+    monkeypatch.setattr(checks, "there", lambda path: True)
 
 
 def parse(words: list[str]) -> dict[str, Any]:

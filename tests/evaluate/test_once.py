@@ -139,3 +139,14 @@ def test_what_robustness_cannot_be_read_without_is_said():
     said = attack_sheet(constant, Samples(X, Y * 0 + 1), [THREAT], plan).threats[0].warnings
     assert said == ["all 12 labels are 1: a model that always answers that would be right everywhere"]
     assert attack_sheet(model, Samples(X, model(X).argmax(1)), [THREAT], plan).threats[0].warnings == []
+
+
+def test_a_model_that_takes_no_sample_alone_is_given_it_twice_while_it_is_judged():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+    x = torch.rand(5, 4)
+    with one_answer(model, x, warn=False) as doubt:
+        assert "one sample alone" in str(doubt)
+        assert torch.equal(model(x[:1]), model(torch.cat([x[:1], x[:1]]))[:1])
+        assert model(x).shape == (5, 3)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(x[:1])

@@ -247,7 +247,7 @@ def test_python_objects_among_the_arrays(tmp_path, arrays, trap, trapped):
     ("changes", "text"),
     [
         ({"y_train": np.arange(59) % 3}, "x_train and y_train must be equally long and not empty, but got 60 and 59"),
-        ({"y_train": np.arange(60) % 3 - 1}, "labels must be integers from 0, but got int64"),
+        ({"y_train": np.arange(60) % 3 - 1}, "labels must be integers from 0, but got -1 in the training labels"),
         ({"y_test": np.array([0.5] * 12)}, "labels must be integers from 0, but got float64"),
         ({"y_train": np.append(np.arange(59) % 3, 10**12)}, "labels must be below 1000000, but got 1000000000000"),
         (

@@ -139,7 +139,7 @@ def ascended(
     points: Float[Tensor, "batch 1 *shape"],
     norm: Norm,
     *,
-    directions: Float[Tensor, "batch 1 *shape"] | None = None,
+    directions: Float[Tensor, "few 1 *shape"] | None = None,
     steps: int = 200,
     rate: float = 0.05,
     seconds: float = math.inf,

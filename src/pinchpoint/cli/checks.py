@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
+from pinchpoint.model_names import MODEL_PREFIXES, unknown_model
 from pinchpoint.records import ThreatNorm
 from pinchpoint.written import threat
-
-MODEL_PREFIXES = ("timm", "torchvision", "open_clip", "py")
-"""Those of ``learn.source``; a test compares."""
 
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
 DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
@@ -99,8 +97,7 @@ def model(text: str | None) -> str | None:
     if text is None or (text.partition(":")[0] in MODEL_PREFIXES and ":" in text):
         return text
     if not text or not there(text):
-        rule = f"a model is a checkpoint folder, a file of weights, or {':NAME, '.join(MODEL_PREFIXES)}:NAME"
-        raise ConfigError(rule, f"{text or 'an empty name'}, where there is nothing", "check the path")
+        raise unknown_model(text)
     return text
 
 
@@ -129,7 +126,7 @@ def output(path: Path | None) -> Path | None:
         StoreError: where something is.
     """
     for above in () if path is None else (path, *path.absolute().parents):
-        if there(above):
+        if above.exists():
             if not above.is_dir():
                 raise StoreError(f"{path} must be a folder", f"the file {above}", "choose another with --out")
             break

@@ -30,6 +30,10 @@ def check_compressible(model: nn.Module, input_shape: tuple[int, ...]) -> None:
 
     >>> check_compressible(nn.Linear(3, 2), (3,))
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a model to be made smaller must be made of modules", "a scripted one", "take it before it is scripted"
+        )
     check_weights(model)
     if not any(parameter.is_floating_point() for parameter in model.parameters()):
         raise ModelError(

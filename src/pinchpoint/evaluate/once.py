@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,8 +44,32 @@ def one_answer(model: nn.Module, x: Float[Tensor, "batch *shape"], *, warn: bool
     doubt = None if any(model is one for one in _ASKED.get()) else _doubt(model, x)
     if doubt is not None and warn:
         warnings.warn(doubt, PinchpointWarning, stacklevel=4)
-    with not_asked(model):
+    with not_asked(model), _accompanied(model) if doubt is not None and _ALONE in doubt else nullcontext():
         yield doubt
+
+
+_ALONE = "a model must take one sample alone"
+"""How ``check_forward`` says that a model computes statistics that one sample has none of."""
+
+
+@contextmanager
+def _accompanied(model: nn.Module) -> Iterator[None]:
+    """A model that takes no sample alone is given one twice, so that an attack that comes down to one sample goes on."""
+    alone: list[bool] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        alone.append(len(args) == 1 and isinstance(args[0], Tensor) and len(args[0]) == 1)
+        return (torch.cat([args[0], args[0]]),) if alone[-1] else None
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output[:1] if alone.pop() and isinstance(output, Tensor) else None
+
+    hooks = model.register_forward_pre_hook(before), model.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Nothing that a file holds is run or unpickled; only ``py:`` runs code, the user'
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
@@ -23,14 +22,12 @@ from pinchpoint.learn.normalisation import parse_normalisation
 from pinchpoint.learn.opened import Source, by, checked, resized
 from pinchpoint.learn.user_code import from_user
 from pinchpoint.learn.zoo import LIBRARIES
+from pinchpoint.model_names import WAYS, unknown_model
 
 __all__ = ["Source", "fitting", "open_model", "parse_size", "with_known_normalisation"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 _EXPORTED, _OWN_CODE = ".pt2", "py"
-_WAYS = (
-    "a checkpoint folder, a .safetensors or .pt2 file, timm:NAME, torchvision:NAME, open_clip:NAME or py:MODULE:FACTORY"
-)
 
 
 def open_model(spec: str, input_size: tuple[int, ...] | None = None, normalize: str | None = None) -> Source:
@@ -56,12 +53,12 @@ def open_model(spec: str, input_size: tuple[int, ...] | None = None, normalize: 
     'mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225'
     """
     if not spec:
-        raise ConfigError(f"a model is {_WAYS}", "an empty name", "write one of those")
+        raise ConfigError(f"a model is {WAYS}", "an empty name", "write one of those")
     try:
         Path(spec).exists()
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"a model is {_WAYS}", f"{spec} ({said})", "check the path") from None
+        raise ConfigError(f"a model is {WAYS}", f"{spec} ({said})", "check the path") from None
     asked = None if normalize is None else parse_normalisation(normalize)
     path, (prefix, colon, rest) = Path(spec), spec.partition(":")
     if path.is_dir() or (path.name == "model.safetensors" and (path.parent / "config.json").is_file()):
@@ -70,14 +67,14 @@ def open_model(spec: str, input_size: tuple[int, ...] | None = None, normalize: 
         return from_exported(path, input_size, asked)
     elif path.is_file():
         if path.suffix not in _SUFFIXES:
-            raise ConfigError(f"a file of weights ends in {', '.join(_SUFFIXES)}", spec, f"give {_WAYS}")
+            raise ConfigError(f"a file of weights ends in {', '.join(_SUFFIXES)}", spec, f"give {WAYS}")
         source = from_weights(path, input_size, asked)
     elif colon and prefix in LIBRARIES:
         return from_library(spec, prefix, rest, input_size, asked)
     elif colon and prefix == _OWN_CODE:
         return from_user(spec, rest, input_size, asked)
     else:
-        raise _unknown(spec)
+        raise unknown_model(spec)
     return checked(source, resized(spec, source.input_shape, input_size))
 
 
@@ -132,16 +129,3 @@ def parse_size(text: str) -> tuple[int, ...]:
         raise ConfigError("an input size is SIDE, HEIGHTxWIDTH or CHANNELSxHEIGHTxWIDTH", text, "write 32 or 3x32x32")
     sizes = tuple(int(part) for part in text.split("x"))
     return sizes * 2 if len(sizes) == 1 else sizes
-
-
-def _unknown(spec: str) -> ConfigError:
-    prefix, colon, rest = spec.partition(":")
-    if colon and re.fullmatch(r"[\w-]{2,}", prefix):
-        close = difflib.get_close_matches(prefix, LIBRARIES, n=1, cutoff=0.5)
-        return ConfigError(
-            f"a model is {_WAYS}", spec, f"perhaps {close[0]}:{rest} is meant" if close else "use one of those"
-        )
-    remedy = "check the path"
-    if re.fullmatch(r"\w+", spec):
-        remedy += f", or write timm:{spec} for the network of that name"
-    return ConfigError(f"a model is {_WAYS}", f"{spec}, where there is nothing", remedy)

@@ -179,6 +179,8 @@ def _group(
             touched: list[Slice] | str = [Slice(where, 0 if rows else 1, indices)]
         else:
             touched = fixed.get(where) or _slices(where, target, rows, indices)
+            if has_rows and not touched:
+                touched = "it is the whole model"
         if isinstance(touched, str):
             reasons.append(touched)
         elif any(_beyond(part, target) for part in touched):
