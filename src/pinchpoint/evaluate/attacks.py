@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, apgd, dlr, logit_scale, scaled_cross_entropy
+from pinchpoint.attack import Threat, apgd, dlr, logit_scale, scaled_log_odds, standard_ensemble
+from pinchpoint.attack.doubt import gradient_doubt
+from pinchpoint.attack.ensemble import doubted
 from pinchpoint.attack.objectives import margin
+from pinchpoint.errors import ThreatError
 from pinchpoint.evaluate.logits import BATCH, logits_of
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 """(model, x, y, threat) -> x_adv."""
+
+Suite = Literal["apgd", "quick", "standard"]
+"""Attacks that go by a name: ``default_attacks``, and the two versions of ``standard_ensemble``."""
 
 
 def default_attacks(
@@ -24,18 +31,52 @@ def default_attacks(
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> dict[str, Attack]:
-    """AutoPGD with cross-entropy on logits rescaled for this model, then with a scale-invariant objective (DLR; the
-    margin for two classes).
+    """AutoPGD with cross-entropy (as ``log_odds``, which does not saturate, of logits rescaled where their spread is no
+    ordinary one), then with a scale-invariant objective (DLR; the margin for two classes).
 
-    Multiplying a model's logits by a constant changes no decision, and with these objectives it changes no verdict.
+    Multiplying a model's logits by a constant changes no decision, and with these objectives it changes no verdict. The
+    two are quick and leave more standing than ``standard_ensemble``, which adds targeted attacks, FAB and Square.
+
+    Where the gradient is not the function's (``gradient_doubt``), what needs none is added: AutoPGD along differences of
+    answers, and Square. Where there is no gradient at all, these two are all there is.
     """
+    led = led_by_gradients(model, x, steps=steps, seed=seed, batch_size=batch_size)
+    return doubted(led, gradient_doubt(model, x, seed=seed), seed)
+
+
+def led_by_gradients(
+    model: nn.Module, x: Float[Tensor, "batch *shape"], *, steps: int = 100, seed: int = 0, batch_size: int = BATCH
+) -> dict[str, Attack]:
+    """The two AutoPGDs of ``default_attacks``, whatever the gradient is worth."""
     logits = logits_of(model, x, batch_size)
     second = ("apgd-dlr", dlr) if logits.shape[1] >= 3 else ("apgd-margin", margin)
-    ce = scaled_cross_entropy(logit_scale(logits))
+    ce = scaled_log_odds(logit_scale(logits))
     return {
         "apgd-ce": lambda m, a, b, t: apgd(m, a, b, t, steps=steps, objective=ce, seed=seed),
         second[0]: lambda m, a, b, t: apgd(m, a, b, t, steps=steps, objective=second[1], seed=seed + 1),
     }
+
+
+def suite(
+    name: Suite, model: nn.Module, x: Float[Tensor, "batch *shape"], *, batch_size: int = BATCH
+) -> dict[str, Attack]:
+    """The attacks that go by a name.
+
+    Raises:
+        ThreatError: for a name that none goes by.
+
+    >>> list(suite("standard", nn.Linear(4, 10), torch.rand(5, 4)))
+    ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+    """
+    if name not in get_args(Suite):
+        raise ThreatError(f"attacks that go by a name are {', '.join(get_args(Suite))}", name, "write one of these")
+    if name == "apgd":
+        return default_attacks(model, x, batch_size=batch_size)
+    return dict(standard_ensemble(model, x, version=name))
+
+
+BLIND = ("apgd-differences", "square")
+"""Attacks that follow no gradient of the model's."""
 
 
 class LowPrecision(nn.Module):

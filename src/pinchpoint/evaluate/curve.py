@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_cross_entropy
+from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_log_odds
 from pinchpoint.attack.gradient import check_logits, check_points, eval_mode
 from pinchpoint.attack.objectives import dlr, margin
 from pinchpoint.errors import ThreatError
@@ -63,7 +63,7 @@ def smallest_eps(
     with eval_mode(model):
         logits = logits_of(model, x, batch_size)
         check_logits(logits, y, len(x))
-        objectives = (scaled_cross_entropy(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
+        objectives = (scaled_log_odds(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
         wrong = misclassified(logits, y)
         eps = torch.where(wrong, 0.0, torch.inf).double()
         examples = x.clone()
@@ -130,7 +130,7 @@ def _searched(
         fallen = eps <= threat.eps
         adversarial = torch.where(fallen.reshape(-1, *(1,) * (x.ndim - 1)), examples, x)
         stage = [name if fell else "survived" for name, fell in zip(names, fallen.tolist(), strict=True)]
-        verdicts.append(Verdict(threat, fallen, adversarial, tuple(stage), 0))
+        verdicts.append(Verdict(threat, fallen, adversarial, tuple(stage), 0, ("minimum-norm",)))
     return verdicts
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_cross_entropy, universal
+from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_log_odds, universal
 from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
 from pinchpoint.evaluate.verdict import within
@@ -43,7 +43,7 @@ def loss_and_examples(
     ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way and finds no more.
     """
     with eval_mode(model):
-        objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
+        objective = scaled_log_odds(logit_scale(logits_of(model, x)))
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
             return loss, where, where

@@ -15,13 +15,14 @@ from pinchpoint.attack import (
     Threat,
     apgd,
     cross_entropy,
+    gradient_doubt,
     logit_scale,
     margin,
-    scaled_cross_entropy,
+    scaled_log_odds,
     square,
 )
 from pinchpoint.attack.gradient import attacking, check_logits, check_points, value_and_gradient
-from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.attacks import Attack, led_by_gradients
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
 from pinchpoint.evaluate.verdict import Verdict
@@ -79,9 +80,13 @@ def masking_warnings(
             return found
         some, labels = x[rows], y[rows]
         found += _randomised(model, some, seed)
-        if not _differentiable(model, some[:1]):
-            return [*found, "the model is not differentiable in its input, so gradient attacks say nothing about it"]
-        found += _gradients(model, some, labels)
+        doubt = gradient_doubt(model, some, samples=len(some), seed=seed)
+        if doubt is not None:
+            found.append(doubt.sentence)
+            if not doubt.differentiable:
+                return found
+        else:
+            found += _saturated(model, some, labels)
         found += _ascent(model, some, labels, threat, steps, seed)
         standing = None if verdict is None else ~verdict.fallen[rows]
         return found + _black_box(model, some, labels, threat, standing, steps, queries, seed)
@@ -104,27 +109,17 @@ def _randomised(model: nn.Module, x: Tensor, seed: int) -> list[str]:
     ]
 
 
-def _differentiable(model: nn.Module, x: Tensor) -> bool:
-    """Whether autograd finds a way from the logits back to the input."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        logits = model(x)
-        return bool(logits.requires_grad) and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
-
-
-def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Whether the gradient is zero, or float32 cross-entropy makes it so."""
+def _saturated(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """Whether float32 cross-entropy makes a gradient zero that is not."""
     samples = len(x)
     by_margin, by_loss = (_vanishes(model, x, y, objective) for objective in (margin, cross_entropy))
-    flat, saturated = int(by_margin.sum()), int((by_loss & ~by_margin).sum())
-    if flat > _MANY * samples:
-        return [f"the gradient is zero at {flat} of {samples} samples"]
-    if saturated > _MANY * samples:
-        return [
-            f"cross-entropy saturates in float32 at {saturated} of {samples} samples: its gradient is zero where that of "
-            "the margin is not, so attacks must rescale the logits"
-        ]
-    return []
+    saturated = int((by_loss & ~by_margin).sum())
+    if saturated <= _MANY * samples:
+        return []
+    return [
+        f"cross-entropy saturates in float32 at {saturated} of {samples} samples: its gradient is zero where that of "
+        "the margin is not, so attacks must rescale the logits"
+    ]
 
 
 def _vanishes(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Bool[Tensor, "batch"]:
@@ -135,7 +130,7 @@ def _vanishes(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> B
 
 def _ascent(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> list[str]:
     """More steps must raise the loss, a larger ball must not shelter more samples, and one as large as the box none."""
-    objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
+    objective = scaled_log_odds(logit_scale(logits_of(model, x)))
 
     def reached(eps: float, count: int) -> tuple[float, int]:
         """Mean loss, and how many samples stand."""
@@ -168,7 +163,7 @@ def _black_box(
     """Queries alone must not find what gradients did not."""
     if standing is None:
         standing = ~robust_accuracy(
-            model, x, y, threat, attacks=default_attacks(model, x, steps=steps, seed=seed)
+            model, x, y, threat, attacks=led_by_gradients(model, x, steps=steps, seed=seed)
         ).fallen
     left = int(standing.sum())
     if left == 0:

@@ -20,7 +20,7 @@ from pinchpoint.attack import (
     fgsm,
     logit_scale,
     pgd,
-    scaled_cross_entropy,
+    scaled_log_odds,
     square,
     standard_ensemble,
     universal,
@@ -28,7 +28,7 @@ from pinchpoint.attack import (
 from pinchpoint.attack.gradient import check_logits, check_points
 from pinchpoint.bound import margins, radii_from_margins
 from pinchpoint.errors import ConfigError, ModelError, ThreatError
-from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.attacks import BLIND, Attack, default_attacks
 from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
@@ -240,7 +240,7 @@ def _attacks(model: nn.Module, data: Samples, threat: Threat, plan: Plan) -> dic
     if name == "universal" and data.fit is not None:
         delta = universal(model, *data.fit, threat, steps=count, seed=seed)
         return {name: partial(_moved, delta)}
-    objective = scaled_cross_entropy(logit_scale(logits_of(model, data.x, plan.batch_size)))
+    objective = scaled_log_odds(logit_scale(logits_of(model, data.x, plan.batch_size)))
     if name == "fgsm":
         return {name: partial(fgsm, objective=objective, seed=seed)}
     return {name: partial(pgd, steps=count, objective=objective, seed=seed)}
@@ -283,7 +283,7 @@ def _by_gradients(verdict: Verdict, attack: str) -> Verdict | None:
     """The verdict as gradients alone reached it; None where no gradient was followed to the end."""
     if attack not in _WHITE_BOX:
         return None
-    blind = torch.tensor([name == "square" for name in verdict.stage], device=verdict.fallen.device)
+    blind = torch.tensor([name in BLIND for name in verdict.stage], device=verdict.fallen.device)
     return replace(verdict, fallen=verdict.fallen & ~blind)
 
 

@@ -1,0 +1,104 @@
+"""Gradients from answers alone: any attack that follows a gradient can follow these, where a model has none or a false one.
+
+The gradient is estimated from central differences along random signs, the same in all their entries but for the sign
+(Spall 1992; Ilyas et al. 2018), so what the model does in its forward pass is all that counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pinchpoint.attack.apgd import apgd
+from pinchpoint.attack.objectives import margin
+from pinchpoint.attack.threat import Threat
+
+_STEP = 0.5  # of the differences, in budgets spread evenly over the entries
+_LEAST = 1e-3  # of the box: shorter differences drown in float32's rounding
+
+
+class Differences(nn.Module):
+    """The model, with its gradient in the input estimated from ``2 * directions`` answers each time it is asked for.
+
+    Args:
+        model: returns logits; needs no gradient.
+        step: how far each entry of the input is moved, both ways. Rounding finer than that is seen across.
+        directions: random signs along which it is moved.
+
+    >>> class Detached(nn.Module):
+    ...     def forward(self, x):
+    ...         return 3.0 * x.detach()
+    >>> x = torch.tensor([[0.5]], requires_grad=True)
+    >>> torch.autograd.grad(Differences(Detached(), 0.01)(x).sum(), x)[0].item()
+    3.0000...
+    """
+
+    def __init__(self, model: nn.Module, step: float, directions: int = 32) -> None:
+        super().__init__()
+        self.model, self.step, self.directions = model, step, directions
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        logits: Tensor = _Estimated.apply(x, self)  # type: ignore[no-untyped-call]
+        return logits
+
+
+class _Estimated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, owner: Differences) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.owner = owner
+        logits: Tensor = owner.model(x).detach()
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+        (x,), owner = ctx.saved_tensors, ctx.owner
+        gradient = torch.zeros_like(x)
+        with torch.no_grad():
+            for _ in range(owner.directions):
+                signs = torch.randint(2, x.shape, device=x.device).to(x) * 2.0 - 1.0  # follows the attack's seed
+                change = owner.model(x + owner.step * signs) - owner.model(x - owner.step * signs)
+                slope = (change * above[0]).sum(1) / (2.0 * owner.step)
+                gradient += slope.reshape(-1, *(1,) * (x.ndim - 1)) * signs
+        return gradient / owner.directions, None
+
+
+def difference_step(threat: Threat, x: Float[Tensor, "batch *shape"]) -> float:
+    """How far ``Differences`` moves each entry of inputs under a threat: half of the budget, spread over all of them.
+
+    >>> difference_step(Threat("linf", 0.1), torch.zeros(1, 4)), difference_step(Threat("l2", 0.1), torch.zeros(1, 4))
+    (0.05, 0.025)
+    """
+    width = 1.0 if threat.box is None else threat.box[1] - threat.box[0]
+    spread = float(threat.length(torch.ones_like(x[:1], dtype=torch.float64)))
+    return max(_STEP * threat.eps / spread, _LEAST * width)
+
+
+def apgd_by_differences(
+    model: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, "batch"],
+    threat: Threat,
+    *,
+    steps: int = 50,
+    directions: int = 32,
+    seed: int = 0,
+) -> Float[Tensor, "batch *shape"]:
+    """AutoPGD on the margin along estimated gradients: ``steps * (2 * directions + 1)`` answers a sample, at most.
+
+    Args:
+        model, x, y, threat, steps, seed: as in ``apgd``, but the model needs no gradient.
+        directions: as in ``Differences``.
+
+    >>> class Detached(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.detach()
+    >>> x_adv = apgd_by_differences(Detached(), torch.tensor([[0.6, 0.4]]), torch.tensor([0]), Threat("linf", 0.2))
+    >>> x_adv.argmax(1).item()
+    1
+    """
+    estimated = Differences(model, difference_step(threat, x), directions)
+    return apgd(estimated, x, y, threat, steps=steps, objective=margin, seed=seed)
