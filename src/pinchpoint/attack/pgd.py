@@ -35,7 +35,8 @@ def pgd(
         y: labels.
         threat: ball and box.
         steps: gradient steps a restart.
-        step_size: in input units; 2.5 * eps / steps where None (Madry et al. 2018).
+        step_size: in input units; 4 * eps / steps where None, which in our trials (digits, MNIST; l_inf, l_2, l_1) never left
+            more standing than the 2.5 of Madry et al. 2018.
         momentum: share of the accumulated direction that is kept (gradients are added at l1 length 1), 0 for none.
         restarts: random starts; each attacks only what the ones before left standing.
         random_start: False starts at x itself.
@@ -57,7 +58,7 @@ def pgd(
     1
     """
     check_steps(steps, restarts)
-    size = 2.5 * threat.eps / steps if step_size is None else step_size
+    size = 4.0 * threat.eps / steps if step_size is None else step_size
     with attacking(model, seed, x.device):
         logits = check_inputs(model, x, y, threat)
         generator = torch.Generator().manual_seed(seed)

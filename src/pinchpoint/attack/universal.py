@@ -69,7 +69,7 @@ def universal(
     check_steps(steps, restarts)
     first = threat.eps if step_size is None else step_size
     with attacking(model, seed, x.device):
-        scale = logit_scale(clean_logits(model, x, y, threat), spread=(_SPREAD, _SPREAD))
+        scale = logit_scale(clean_logits(model, x, y, threat), ordinary=(_SPREAD, _SPREAD), best=_SPREAD)
         raised = scaled_cross_entropy(scale) if objective is None else objective
         generator = torch.Generator().manual_seed(seed)
         ball = reach(threat)
