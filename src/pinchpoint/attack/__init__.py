@@ -2,7 +2,7 @@
 
 from pinchpoint.attack.apgd import apgd, apgd_to_the_end, targeted_apgd
 from pinchpoint.attack.deepfool import deepfool
-from pinchpoint.attack.differences import Differences, apgd_by_differences
+from pinchpoint.attack.differences import Differences, apgd_by_differences, followable
 from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
@@ -43,6 +43,7 @@ __all__ = [
     "dlr",
     "fab",
     "fgsm",
+    "followable",
     "gradient_doubt",
     "inner_pgd",
     "log_odds",

@@ -1,6 +1,6 @@
 """Gradients from answers alone: any attack that follows a gradient can follow these, where a model has none or a false one.
 
-The gradient is estimated from central differences along random signs, the same in all their entries but for the sign
+The gradient is estimated from central differences along random signs, the same in all entries but for the sign
 (Spall 1992; Ilyas et al. 2018), so what the model does in its forward pass is all that counts.
 """
 
@@ -13,10 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack.apgd import apgd
+from pinchpoint.attack.doubt import margin_gradient
+from pinchpoint.attack.gradient import attacking, check_inputs, fooled
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.threat import Threat
 
-_STEP = 0.5  # of the differences, in budgets spread evenly over the entries
+_STEP = 0.5  # of the differences, in budgets spread evenly over the entries: across rounding of that size
+_FINER = 0.05  # of those that follow it, where more is known of a smooth model
+_FEW = 8  # inputs that are asked for their gradient
 _LEAST = 1e-3  # of the box: shorter differences drown in float32's rounding
 
 
@@ -66,15 +70,31 @@ class _Estimated(torch.autograd.Function):
         return gradient / owner.directions, None
 
 
-def difference_step(threat: Threat, x: Float[Tensor, "batch *shape"]) -> float:
-    """How far ``Differences`` moves each entry of inputs under a threat: half of the budget, spread over all of them.
+def difference_step(threat: Threat, x: Float[Tensor, "batch *shape"], share: float = _STEP) -> float:
+    """How far ``Differences`` moves each entry of inputs under a threat: a share of the budget, spread over all of them.
 
     >>> difference_step(Threat("linf", 0.1), torch.zeros(1, 4)), difference_step(Threat("l2", 0.1), torch.zeros(1, 4))
     (0.05, 0.025)
     """
     width = 1.0 if threat.box is None else threat.box[1] - threat.box[0]
     spread = float(threat.length(torch.ones_like(x[:1], dtype=torch.float64)))
-    return max(_STEP * threat.eps / spread, _LEAST * width)
+    return max(share * threat.eps / spread, _LEAST * width)
+
+
+def followable(model: nn.Module, x: Float[Tensor, "batch *shape"], threat: Threat, seed: int = 0) -> nn.Module:
+    """The model; or ``Differences`` of it where autograd gives none of a few inputs a gradient that could be followed.
+
+    >>> x, threat = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)), Threat("linf", 0.1)
+    >>> type(followable(nn.Linear(4, 2), x, threat)).__name__
+    'Linear'
+    >>> type(followable(nn.Sequential(nn.Linear(4, 2), nn.Threshold(9.0, 0.0)), x, threat)).__name__
+    'Differences'
+    """
+    with attacking(model, seed, x.device):
+        gradient = margin_gradient(model, x[:_FEW])
+    if gradient is not None and bool((gradient != 0).any()):
+        return model
+    return Differences(model, difference_step(threat, x))
 
 
 def apgd_by_differences(
@@ -87,7 +107,8 @@ def apgd_by_differences(
     directions: int = 32,
     seed: int = 0,
 ) -> Float[Tensor, "batch *shape"]:
-    """AutoPGD on the margin along estimated gradients: ``steps * (2 * directions + 1)`` answers a sample, at most.
+    """AutoPGD on the margin along estimated gradients, from wide differences and then, for what stands, from narrow ones:
+    ``2 * steps * (2 * directions + 1)`` answers a sample, at most.
 
     Args:
         model, x, y, threat, steps, seed: as in ``apgd``, but the model needs no gradient.
@@ -100,5 +121,13 @@ def apgd_by_differences(
     >>> x_adv.argmax(1).item()
     1
     """
-    estimated = Differences(model, difference_step(threat, x), directions)
-    return apgd(estimated, x, y, threat, steps=steps, objective=margin, seed=seed)
+    found = x
+    for share in (_STEP, _FINER):
+        with attacking(model, seed, x.device):
+            rows = torch.nonzero(~fooled(check_inputs(model, found, y, threat), y)).squeeze(1)
+        if len(rows) == 0:
+            break
+        estimated = Differences(model, difference_step(threat, x, share), directions)
+        climbed = apgd(estimated, x[rows], y[rows], threat, steps=steps, objective=margin, seed=seed)
+        found = found.index_copy(0, rows, climbed)
+    return found

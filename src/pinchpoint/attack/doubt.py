@@ -88,6 +88,11 @@ def gradient_doubt(
     return None
 
 
+def margin_gradient(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"] | None:
+    """Of the margin against the answered class; None where autograd finds no way from the logits back to the input."""
+    return _gradient(model, x, lambda logits: margin(logits, logits.argmax(1)))
+
+
 def _many(count: int, samples: int) -> bool:
     return count > _MANY * samples and count >= min(2, samples)
 
@@ -99,7 +104,7 @@ def _answers(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _gradient(model: nn.Module, x: Tensor, functional: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Of the functional's sum, in x; None where autograd finds no way back, or none that it can go."""
+    """Of the functional's sum, in x; None where autograd finds no way back."""
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         values = functional(model(x))

@@ -35,8 +35,8 @@ def pgd(
         y: labels.
         threat: ball and box.
         steps: gradient steps a restart.
-        step_size: in input units; 4 * eps / steps where None, which in our trials (digits, MNIST; l_inf, l_2, l_1) never left
-            more standing than the 2.5 of Madry et al. 2018.
+        step_size: in input units; 4 * eps / steps where None, which in our trials (digits, MNIST; l_inf, l_2, l_1) left no
+            more standing than the 2.5 of Madry et al. 2018, and mostly less.
         momentum: share of the accumulated direction that is kept (gradients are added at l1 length 1), 0 for none.
         restarts: random starts; each attacks only what the ones before left standing.
         random_start: False starts at x itself.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_log_odds
+from pinchpoint.attack import Threat, followable, logit_scale, minimum_norm, scaled_log_odds
 from pinchpoint.attack.gradient import check_logits, check_points, eval_mode
 from pinchpoint.attack.objectives import dlr, margin
 from pinchpoint.errors import ThreatError
@@ -33,6 +33,8 @@ def smallest_eps(
     batch_size: int = BATCH,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch *shape"]]:
     """The smallest budget at which each sample was found to fall, and the example; both checked as any verdict is.
+
+    A model without a gradient is searched along differences of its answers.
 
     An upper bound on the true distance to the boundary. ``(eps > budget).mean()`` is the robust accuracy at that budget.
 
@@ -64,6 +66,7 @@ def smallest_eps(
         logits = logits_of(model, x, batch_size)
         check_logits(logits, y, len(x))
         objectives = (scaled_log_odds(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
+        led = followable(model, x, threat, seed) if eps_max > 0 else model
         wrong = misclassified(logits, y)
         eps = torch.where(wrong, 0.0, torch.inf).double()
         examples = x.clone()
@@ -71,7 +74,7 @@ def smallest_eps(
             if len(rows) == 0:
                 break
             with in_batch(rows, len(x)):
-                found = minimum_norm(model, x[rows], y[rows], threat, steps=steps, objectives=objectives, seed=seed)
+                found = minimum_norm(led, x[rows], y[rows], threat, steps=steps, objectives=objectives, seed=seed)
                 found = found.float().to(x.dtype)
                 fell = misclassified(logits_of(model, found), y[rows]) & within(found, x[rows], threat)
             took = rows[fell]

@@ -128,8 +128,9 @@ class Judging:
             room = self._room("AutoPGD", clock, reserve, self._size)
             index = torch.arange(self.judged, min(self.judged + room, len(self.x)))
             attacks = default_attacks(self.model, self.x[index], steps=self._steps, seed=self.seed)
+            name = next(iter(attacks))  # the one that comes first: along gradients, where there are any
             with self._timed("AutoPGD", len(index), clock, reserve):
-                verdict = self._judge(index, {"apgd-ce": attacks["apgd-ce"]})
+                verdict = self._judge(index, {name: attacks[name]})
             self._take(index, verdict)
             self._note(int(index[0]), int(index[-1]) + 1, self._autopgd)
             clock.say(self._so_far())
@@ -165,7 +166,7 @@ class Judging:
         index = torch.tensor(some)
         attacks = standard_ensemble(self.model, self.x[index], version=version, seed=self.seed)
         if version == "quick" and known and self._steps >= _QUICK:
-            del attacks["apgd-ce"]  # which would go the way of the first look once more
+            attacks.pop("apgd-ce", None)  # which would go the way of the first look once more
         with self._timed(what, len(some), clock, reserve):
             verdict = self._judge(index, attacks)
         self._take(index, verdict)
