@@ -35,15 +35,13 @@ from pinchpoint.attack import (
     apgd,
     apply_universal,
     cross_entropy,
-    logit_scale,
     pgd,
-    scaled_log_odds,
     standard_ensemble,
     universal,
 )
 from pinchpoint.attack.gradient import value_and_gradient
-from pinchpoint.evaluate import robust_accuracy, robust_curve
-from pinchpoint.evaluate.logits import accuracy, logits_of
+from pinchpoint.evaluate import default_attacks, robust_accuracy, robust_curve
+from pinchpoint.evaluate.logits import accuracy
 
 STEPS = 100
 PGD_STEPS = 40
@@ -151,12 +149,8 @@ def judged(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, found: Tensor
 
 def ours_autopgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """The default evaluation's AutoPGD-CE, verdict engine included; seeded as the peers are."""
-    objective, seed = scaled_log_odds(logit_scale(logits_of(model, x))), torch.initial_seed()
-
-    def attack(m: nn.Module, a: Tensor, b: Tensor, t: Threat) -> Tensor:
-        return apgd(m, a, b, t, steps=STEPS, objective=objective, seed=seed)
-
-    return robust_accuracy(model, x, y, threat, attacks={"apgd-ce": attack}).adversarial
+    first = default_attacks(model, x, steps=STEPS, seed=torch.initial_seed())["apgd-ce"]
+    return robust_accuracy(model, x, y, threat, attacks={"apgd-ce": first}).adversarial
 
 
 def autopgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int, seed: int = 0) -> Contest:

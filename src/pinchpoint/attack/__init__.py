@@ -2,7 +2,7 @@
 
 from pinchpoint.attack.apgd import apgd, apgd_to_the_end, targeted_apgd
 from pinchpoint.attack.deepfool import deepfool
-from pinchpoint.attack.differences import Differences, apgd_by_differences, followable
+from pinchpoint.attack.differences import Differences, followable, pgd_by_differences
 from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
@@ -35,7 +35,6 @@ __all__ = [
     "TargetedObjective",
     "Threat",
     "apgd",
-    "apgd_by_differences",
     "apgd_to_the_end",
     "apply_universal",
     "cross_entropy",
@@ -52,6 +51,7 @@ __all__ = [
     "minimum_norm",
     "nearest_misclassified",
     "pgd",
+    "pgd_by_differences",
     "scaled_cross_entropy",
     "scaled_log_odds",
     "square",

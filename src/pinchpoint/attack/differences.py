@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.apgd import apgd
 from pinchpoint.attack.doubt import margin_gradient
 from pinchpoint.attack.gradient import attacking, check_inputs, fooled
 from pinchpoint.attack.objectives import margin
+from pinchpoint.attack.pgd import pgd
 from pinchpoint.attack.threat import Threat
 
 _STEP = 0.5  # of the differences, in budgets spread evenly over the entries: across rounding of that size
 _FINER = 0.05  # of those that follow it, where more is known of a smooth model
+_MOMENTUM = 0.9  # what one step's estimate misses others have
 _FEW = 8  # inputs that are asked for their gradient
 _LEAST = 1e-3  # of the box: shorter differences drown in float32's rounding
 
@@ -97,7 +98,7 @@ def followable(model: nn.Module, x: Float[Tensor, "batch *shape"], threat: Threa
     return Differences(model, difference_step(threat, x))
 
 
-def apgd_by_differences(
+def pgd_by_differences(
     model: nn.Module,
     x: Float[Tensor, "batch *shape"],
     y: Int[Tensor, "batch"],
@@ -107,17 +108,17 @@ def apgd_by_differences(
     directions: int = 32,
     seed: int = 0,
 ) -> Float[Tensor, "batch *shape"]:
-    """AutoPGD on the margin along estimated gradients, from wide differences and then, for what stands, from narrow ones:
-    ``2 * steps * (2 * directions + 1)`` answers a sample, at most.
+    """PGD with momentum on the margin, along gradients estimated from wide differences and, for what stands then, narrow
+    ones: ``2 * steps * (2 * directions + 1)`` answers a sample, at most.
 
     Args:
-        model, x, y, threat, steps, seed: as in ``apgd``, but the model needs no gradient.
+        model, x, y, threat, steps, seed: as in ``pgd``, but the model needs no gradient.
         directions: as in ``Differences``.
 
     >>> class Detached(nn.Module):
     ...     def forward(self, x):
     ...         return x.detach()
-    >>> x_adv = apgd_by_differences(Detached(), torch.tensor([[0.6, 0.4]]), torch.tensor([0]), Threat("linf", 0.2))
+    >>> x_adv = pgd_by_differences(Detached(), torch.tensor([[0.6, 0.4]]), torch.tensor([0]), Threat("linf", 0.2))
     >>> x_adv.argmax(1).item()
     1
     """
@@ -128,6 +129,6 @@ def apgd_by_differences(
         if len(rows) == 0:
             break
         estimated = Differences(model, difference_step(threat, x, share), directions)
-        climbed = apgd(estimated, x[rows], y[rows], threat, steps=steps, objective=margin, seed=seed)
+        climbed = pgd(estimated, x[rows], y[rows], threat, steps=steps, momentum=_MOMENTUM, objective=margin, seed=seed)
         found = found.index_copy(0, rows, climbed)
     return found

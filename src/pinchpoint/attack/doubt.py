@@ -185,7 +185,7 @@ class _Precision(TorchDispatchMode):
     """The coarsest unit of all floating point numbers that are made within."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.coarsest = torch.finfo(torch.float64).eps
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.attack.apgd import apgd, targeted_apgd
-from pinchpoint.attack.differences import apgd_by_differences
+from pinchpoint.attack.differences import pgd_by_differences
 from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.fab import fab
 from pinchpoint.attack.gradient import answer, at_once, attacking, check_logits
@@ -48,7 +48,7 @@ def standard_ensemble(
     Three things are ours: cross-entropy is raised as ``log_odds``, of logits rescaled where their spread on x is no ordinary
     one (``logit_scale``), so multiplying all logits by a constant changes no verdict; with fewer than four classes, where
     targeted DLR is not defined, the targeted margin stands in, which the name says (``apgd-t-margin``); and where the
-    gradient is not the function's (``gradient_doubt``) AutoPGD along differences of answers comes before Square, alone with
+    gradient is not the function's (``gradient_doubt``) PGD along differences of answers comes before Square, alone with
     it where there is no gradient at all.
 
     Args:
@@ -97,7 +97,7 @@ def doubted(attacks: dict[str, Attack], doubt: Doubt | None, seed: int) -> dict[
         return attacks
     blind: dict[str, Attack] = {"square": attacks.get("square", partial(square, queries=_QUERIES, seed=seed))}
     led = {name: attack for name, attack in attacks.items() if name not in blind} if doubt.differentiable else {}
-    return {**led, "apgd-differences": partial(apgd_by_differences, seed=seed), **blind}
+    return {**led, "pgd-differences": partial(pgd_by_differences, seed=seed), **blind}
 
 
 def _logits(model: nn.Module, x: Tensor, seed: int) -> Tensor:

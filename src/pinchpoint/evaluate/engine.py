@@ -127,7 +127,7 @@ def _chosen(
     if isinstance(attacks, dict):
         return attacks, ()
     chosen = suite(attacks or "apgd", model, x, batch_size=batch_size)
-    doubt = gradient_doubt(model, x) if "apgd-differences" in chosen else None
+    doubt = gradient_doubt(model, x) if "pgd-differences" in chosen else None
     if doubt is None:
         return chosen, ()
     warnings.warn(f"{doubt.sentence}; attacks that need none were added", stacklevel=4)

@@ -50,7 +50,8 @@ def loss_and_examples(
 
     A model without a gradient is searched along differences of its answers (``attack.Differences``).
 
-    ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way and finds no more.
+    ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way from its first start and
+    finds no more from there.
     """
     with eval_mode(model):
         led = followable(model, x, threat, seed) if threat.eps > 0 else model
