@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pinchpoint.attack.gradient import attacking
+from pinchpoint.attack.gradient import answer, attacking
 from pinchpoint.attack.objectives import margin
 
 _MANY = 0.1  # share of samples from which a fault is reported
@@ -99,15 +99,14 @@ def _many(count: int, samples: int) -> bool:
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(x)
-    return logits.detach()
+        return answer(model, x).detach()
 
 
 def _gradient(model: nn.Module, x: Tensor, functional: Callable[[Tensor], Tensor]) -> Tensor | None:
     """Of the functional's sum, in x; None where autograd finds no way back."""
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
-        values = functional(model(x))
+        values = functional(answer(model, x))
         if not values.requires_grad:
             return None
         return torch.autograd.grad(values.sum(), x, allow_unused=True)[0]
