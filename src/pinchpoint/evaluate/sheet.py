@@ -18,6 +18,7 @@ from pinchpoint.attack import (
     Threat,
     apply_universal,
     fgsm,
+    gradient_doubt,
     logit_scale,
     pgd,
     scaled_log_odds,
@@ -60,14 +61,15 @@ class Plan:
 
     Args:
         attack: ``standard`` and ``quick``: the ensembles of ``standard_ensemble``; ``apgd``: AutoPGD with cross-entropy,
-            then with DLR (the margin for two classes); ``pgd``: one random start; ``fgsm``; ``square``: queries only;
+            then with DLR (the margin for two classes), as ``robust_accuracy`` runs by default; ``pgd``: one random start; ``fgsm``; ``square``: queries only;
             ``universal``: one perturbation for all, fitted on other data. Cross-entropy always sees rescaled logits.
         steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (30), queries of ``square`` (5000).
         curve: number of budgets up to eps at which robust accuracy is read off a search for each sample's smallest
             (``smallest_eps``); 0 for no curve, and none beside ``square`` and ``universal``, which ask another question.
         certify_s: seconds to bound the model with first, so that samples whose certified radius covers eps need no attack;
             0 for none. l1 uses the radii in l2: an l1 ball lies in the l2 ball of its size.
-        checks: look for masked gradients (not after ``fgsm`` or ``universal``, which are too weak to tell).
+        checks: look for masked gradients (not after ``fgsm`` or ``universal``, which are too weak to tell). Whether the
+            gradient is the function's is looked at in any case.
         low_precision, batch_size: as in ``robust_accuracy``.
         seed: of everything drawn.
 
@@ -204,6 +206,8 @@ def _attacked(
         warnings += masking_warnings(
             model, data.x, data.y, threat, verdict=by_gradients, samples=_LOOKED_AT, seed=plan.seed
         )
+    elif (doubt := gradient_doubt(model, data.x, seed=plan.seed)) is not None:
+        warnings.append(doubt.sentence)
     examples = None
     if out is not None and state is not None:
         examples = out / f"{_file(threat)}.safetensors"
