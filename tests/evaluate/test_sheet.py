@@ -164,7 +164,7 @@ def test_masked_gradients_are_a_warning(linear):
     (found,) = attack_sheet(Rounded(), linear.data, [Threat("linf", 0.02)], Plan("apgd")).threats
     assert any(warning.startswith("the gradient is zero at ") for warning in found.warnings)
     (found,) = attack_sheet(Rounded(), linear.data, [Threat("linf", 0.02)], Plan("apgd", checks=False)).threats
-    assert found.warnings == []
+    assert found.warnings == ["the gradient is zero at 8 of 8 samples"]  # that much is looked at in any case
 
 
 @pytest.mark.parametrize(

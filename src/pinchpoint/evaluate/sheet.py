@@ -61,8 +61,9 @@ class Plan:
 
     Args:
         attack: ``standard`` and ``quick``: the ensembles of ``standard_ensemble``; ``apgd``: AutoPGD with cross-entropy,
-            then with DLR (the margin for two classes), as ``robust_accuracy`` runs by default; ``pgd``: one random start; ``fgsm``; ``square``: queries only;
-            ``universal``: one perturbation for all, fitted on other data. Cross-entropy always sees rescaled logits.
+            then with DLR (the margin for two classes), which ``robust_accuracy`` runs by default; ``pgd``: one random start;
+            ``fgsm``; ``square``: queries only; ``universal``: one perturbation for all, fitted on other data. Logits whose
+            spread is no ordinary one are rescaled for all that raise cross-entropy (``logit_scale``).
         steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (30), queries of ``square`` (5000).
         curve: number of budgets up to eps at which robust accuracy is read off a search for each sample's smallest
             (``smallest_eps``); 0 for no curve, and none beside ``square`` and ``universal``, which ask another question.
