@@ -174,7 +174,13 @@ def factorize(
 
     def smaller(network: nn.Module, fine_tune: FineTune | None) -> Smaller:
         chosen = plan(
-            network, rank=rank, energy=energy, residual=residual, layers=layer or "*", include_head=include_head
+            network,
+            rank=rank,
+            energy=energy,
+            residual=residual,
+            layers=layer or "*",
+            include_head=include_head,
+            input_shape=source.input_shape,
         )
         low = cut(network, ranks=chosen.ranks)
         if fine_tune is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pinchpoint.compress.checks import check_compressible, tied
 from pinchpoint.compress.lowrank import LowRank, check_rank, truncate, untrained
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.compressibility import k_for_residual
+from pinchpoint.measure.forward import check_weights
 from pinchpoint.measure.layers import linear_modules, matrix64
 from pinchpoint.measure.ranks import rank_tolerance
 from pinchpoint.measure.spectrum import singular_values
@@ -54,6 +55,7 @@ def plan(
     residual: float | None = None,
     layers: str | Sequence[str] = "*",
     include_head: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Plan:
     """Choose a rank for every layer, in one of three ways. Nothing is changed.
 
@@ -67,24 +69,30 @@ def plan(
             spectral residual of q = 1 (paper, definition 2.1).
         layers: patterns of names, as in a shell; ``layer3.*`` takes all layers below layer3.
         include_head: also the last layer, which gives the logits.
+        input_shape: of one input, without the batch: where given, a model that decides by values, or whose answers depend
+            on the batch, on chance or on earlier calls, is refused.
 
     Raises:
         ConfigError: where not exactly one of the three is given, it is out of range, or a pattern matches no layer.
-        ModelError: where no layer can be factorised, or one has hooks or a parametrisation.
+        ModelError: where no layer can be factorised, one has hooks or a parametrisation, or weights are not finite or
+            do not exist.
 
     >>> network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> chosen = plan(network, rank=8)
     >>> chosen.ranks, chosen.left, chosen.before - chosen.after
     ({'0': 8, '2': 8}, {'4': 'it is the head'}, 6144)
     """
-    choose, tied = _choice(rank, energy, residual), _tied(model)
+    check_weights(model)
+    if input_shape is not None:
+        check_compressible(model, input_shape)
+    choose, shared = _choice(rank, energy, residual), tied(model)
     wanted = _matching(model, (layers,) if isinstance(layers, str) else layers)
     head = linear_modules(model)[-1][0]
     ranks: dict[str, int] = {}
     left: dict[str, str] = {}
     saved = 0
     for name, module in wanted:
-        reason = "it is the head" if name == head and not include_head else _unfit(name, module, tied)
+        reason = "it is the head" if name == head and not include_head else _unfit(name, module, shared)
         if reason is not None:
             left[name] = reason
             continue
@@ -116,12 +124,13 @@ def factorize(
     ranks: Mapping[str, int] | None = None,
     layers: str | Sequence[str] = "*",
     include_head: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """A copy of the model whose layers are replaced by their truncated SVD, in the ways ``plan`` offers.
 
     Args:
         model: any module.
-        rank, energy, residual, layers, include_head: see ``plan``.
+        rank, energy, residual, layers, include_head, input_shape: see ``plan``.
         ranks: instead of all these, the rank of each layer by its name; every layer named is replaced.
 
     Raises:
@@ -133,7 +142,16 @@ def factorize(
     LowRankLinear(in_features=64, out_features=32, rank=4)
     """
     if ranks is None:
-        ranks = plan(model, rank=rank, energy=energy, residual=residual, layers=layers, include_head=include_head).ranks
+        chosen = plan(
+            model,
+            rank=rank,
+            energy=energy,
+            residual=residual,
+            layers=layers,
+            include_head=include_head,
+            input_shape=input_shape,
+        )
+        ranks = chosen.ranks
     elif [rank, energy, residual] != [None] * 3:
         raise ConfigError("ranks by name stand alone", "another target beside them", "leave one out")
     return _replaced(model, _checked(model, ranks), lambda name, layer: truncate(layer, ranks[name]))
@@ -212,7 +230,7 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, nn.M
     return [(name, module) for name, module in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _unfit(name: str, module: nn.Module, tied: Set[int]) -> str | None:
+def _unfit(name: str, module: nn.Module, shared: Set[int]) -> str | None:
     """Why a layer cannot be replaced by one of low rank, where it cannot.
 
     Raises:
@@ -229,26 +247,22 @@ def _unfit(name: str, module: nn.Module, tied: Set[int]) -> str | None:
         raise ModelError("factorising needs plain layers", f"{found} on '{name}'", remedy)
     if type(module) not in (nn.Linear, nn.Conv2d):
         return f"{type(module).__name__} may do more than nn.Linear or nn.Conv2d"
-    if id(module.weight) in tied:
+    if id(module.weight) in shared:
         return "it shares its weight with another layer"
-    return None
-
-
-def _tied(model: nn.Module) -> set[int]:
-    """``id`` of each parameter that several modules hold."""
-    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    return {parameter for parameter, count in holders.items() if count > 1}
+    if not module.weight.is_floating_point():
+        return "its weight is complex"
+    return None if module.weight.numel() else "it has no weights"
 
 
 def _checked(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers these ranks are for."""
-    modules, tied = dict(model.named_modules(remove_duplicate=False)), _tied(model)
+    modules, shared = dict(model.named_modules(remove_duplicate=False)), tied(model)
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, rank in ranks.items():
         if name not in modules:
             raise ModelError("ranks must name layers of the model", f"'{name}', which is none", "check the names")
         module = modules[name]
-        reason = _unfit(name, module, tied)
+        reason = _unfit(name, module, shared)
         if reason is not None or not isinstance(module, nn.Linear | nn.Conv2d):
             raise ModelError("ranks must name layers that can be factorised", f"'{name}': {reason}", "leave it out")
         with _of_layer(name):

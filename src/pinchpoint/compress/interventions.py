@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from pinchpoint.compress.penalty import load_parts
 from pinchpoint.errors import CheckpointError, ConfigError, ModelError
+from pinchpoint.measure.forward import check_weights
 from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.measure.spectrum import frobenius_norm
 from pinchpoint.measure.weights import offers_matrix
@@ -39,6 +40,7 @@ class Intervention(ABC):
     rule: str
 
     def __init__(self, model: nn.Module, include_head: bool = True) -> None:
+        check_weights(model)
         self.include_head = include_head
         self.names = {name for name, _ in self._modules(model)}
         for name, module in self._modules(model):

@@ -72,6 +72,8 @@ class NuclearNorm(LayerPenalty):
             raise ConfigError("a nuclear norm is refreshed after one step or more", self.refresh, "use 60")
 
     def term(self, matrix: Float[Tensor, "h d"]) -> Float[Tensor, ""]:
+        if not bool(torch.isfinite(matrix).all()):
+            return matrix.sum() * torch.nan  # as other penalties have it: the loss then says that training has diverged
         value: Tensor = _Nuclear.apply(matrix)  # type: ignore[no-untyped-call]
         return value
 

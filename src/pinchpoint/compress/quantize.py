@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pinchpoint.compress.prune.units import skipped
 from pinchpoint.errors import ConfigError, ModelError
+from pinchpoint.measure.forward import check_weights
 from pinchpoint.measure.layers import HasMatrix, linear_modules
 from pinchpoint.measure.weights import computed_tensors, is_computed
 from pinchpoint.records import Quantization, QuantizedLayer, Skipped
@@ -57,6 +58,7 @@ def quantize(
         raise ConfigError(f"bits must lie in 2 ... {_MOST_BITS}", bits, "try 8")
     if per not in get_args(Per):
         raise ConfigError(f"per must be {' or '.join(get_args(Per))}", per, "use channel")
+    check_weights(model)
     coarse = copy.deepcopy(model, computed_tensors(model))
     done: list[QuantizedLayer] = []
     left: list[Skipped] = []
@@ -130,4 +132,6 @@ def _unfit(module: nn.Module) -> str | None:
         return "a transposed convolution's weight is no matrix of filters"
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd | HasMatrix) or not _weights(module):
         return "it has no weight of its own"
-    return None
+    if any(weight.is_complex() for weight in _weights(module)):
+        return "its weight is complex"
+    return None if all(weight.numel() for weight in _weights(module)) else "it has no weights"

@@ -9,18 +9,15 @@ companions, in another order and in a larger batch, in float64 where the model r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.weights import computed_tensors, float64_copy
@@ -122,69 +119,6 @@ def disagreement(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Disagree
         return next((seen for seen in compared if seen is not None), None)
 
 
-@torch.no_grad()
-def check_decisions(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
-    """Refuse a model whose forward pass reads a number off a value that depends on its input: it may decide by it, and
-    whoever follows one pass then sees one side.
-
-    Args:
-        model: any module; its own state stays as it is.
-        x: some inputs.
-
-    Raises:
-        ModelError: naming the module that reads it.
-
-    >>> check_decisions(nn.Linear(3, 2), torch.rand(1, 3))
-    """
-    copied = copy.deepcopy(model, computed_tensors(model)).eval()
-    inputs, running = x.clone(), list[str]()
-    hooks = []
-    for name, module in copied.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), _Reads(inputs, running) as reads:
-        copied(inputs)
-    for hook in hooks:
-        hook.remove()
-    if reads.where is not None:
-        raise ModelError(
-            "a forward pass must do the same operations for every input",
-            f"a number read off a value that depends on the input, at '{reads.where or 'the top level'}'",
-            "take decisions that depend on values, item() and tolist() out of it",
-        )
-
-
-class _Reads(TorchDispatchMode):
-    """Whether a number is read off a value that depends on a tensor; ``where`` is the module that runs then."""
-
-    def __init__(self, source: Tensor, running: list[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.running = running
-        self.where: str | None = None
-        self.depending = {source.untyped_storage().data_ptr()}
-        self.kept: list[Tensor] = [source]  # so that no other tensor gets their memory
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise torch imports its compiler, which takes seconds
-
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        depends = any(self._depends(value) for value in tree_leaves((args, kwargs)))
-        result = func(*args, **(kwargs or {}))
-        if depends and func is torch.ops.aten._local_scalar_dense.default and self.where is None:
-            self.where = self.running[-1] if self.running else ""
-        for value in tree_leaves(result):
-            if depends and isinstance(value, Tensor):
-                self.depending.add(value.untyped_storage().data_ptr())
-                self.kept.append(value)
-        return result
-
-    def _depends(self, value: object) -> bool:
-        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.depending
-
-
 def _samples(x: Tensor) -> Tensor:
     """Two or four different inputs; where there are fewer, mirrored and shifted ones join them."""
     wanted = 4 if x[0].numel() <= _SMALL_INPUT else 2
@@ -196,8 +130,7 @@ def _samples(x: Tensor) -> Tensor:
 
 def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     """The model in float64, where differences show best and where it runs; and as it is."""
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
-        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
+    check_weights(model)
     try:
         copied = float64_copy(model)
         copied(x[:1].to(torch.float64, copy=True))
@@ -215,6 +148,18 @@ def _copies(model: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     yield own, x
     with suppress(NotImplementedError):
         own.train(before)
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights do not exist.
+
+    >>> check_weights(nn.Linear(3, 2))
+    """
+    tensors = list(chain(model.parameters(), model.buffers()))
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ModelError("weights must exist", "a lazy module without weights", "run a batch through the model first")
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise ModelError("a model must have weights", "weights on the meta device", "load its checkpoint first")
 
 
 def own_dtype(model: nn.Module) -> torch.dtype:

@@ -25,12 +25,15 @@ class Pass:
     Attributes:
         order: names of the modules that were called, each once, in the order in which they returned.
         sizes: see ``input_sizes``.
-        folds: for each batch norm that alone consumes what a linear layer or convolution returned, that layer's name.
+        folds: for each batch norm that alone consumes what a linear layer or convolution returned, that layer's name; batch
+            norms without running statistics are no scaling of rows.
+        tokens: whether the model takes integers, for an embedding.
     """
 
     order: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     folds: dict[str, str] = field(default_factory=dict)
+    tokens: bool = False
 
 
 def input_sizes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -84,7 +87,7 @@ def _runnable(model: nn.Module) -> nn.Module:
 
 def _watch(model: nn.Module, inputs: Tensor, find_folds: bool) -> Pass:
     """One forward pass with hooks on every module."""
-    seen, running = Pass(), list[str]()
+    seen, running = Pass(tokens=not inputs.is_floating_point()), list[str]()
     uses, modules, handles = _Uses(running), dict(model.named_modules()), []
     sizes: dict[str, set[tuple[int, ...]]] = {}
 
@@ -96,7 +99,7 @@ def _watch(model: nn.Module, inputs: Tensor, find_folds: bool) -> Pass:
         kernel = getattr(module, "kernel_size", ())
         if is_convolution(module) and isinstance(kernel, tuple):
             sizes.setdefault(name, set()).add(tuple(source.shape[-len(kernel) :]))
-        if isinstance(module, Norm):
+        if isinstance(module, Norm) and module.running_mean is not None:
             uses.normalised(name, source)
 
     def after(name: str, module: nn.Module, output: Any) -> None:

@@ -142,6 +142,10 @@ def acting(module: nn.Module, name: str) -> Tensor:
     value: Tensor = getattr(module, name)
     if nn.parameter.is_lazy(value):
         raise ModelError("weights must exist", "a lazy module without weights", "run a batch through the model first")
+    if value.is_complex():
+        raise ModelError(
+            "weights must be real floating point numbers", f"{value.dtype}", "convert the model, e.g. model.float()"
+        )
     return value
 
 

@@ -12,6 +12,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from pinchpoint.measure.forward import own_dtype
+from pinchpoint.measure.shapes import forward_pass
+
 
 def parameter_count(model: nn.Module) -> int:
     """How many numbers the model stores; shared ones once.
@@ -29,8 +32,9 @@ def flop_count(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     >>> flop_count(nn.Linear(3, 2), (3,))
     12
     """
+    inputs = _inputs(model, (1, *input_shape))
     with torch.no_grad(), _Count() as counter:
-        model(_inputs(model, (1, *input_shape)))
+        model(inputs)
     return int(counter.total)
 
 
@@ -65,10 +69,11 @@ def latencies(models: Sequence[nn.Module], input_shape: tuple[int, ...], batch: 
         repeats: forward passes timed.
     """
     seconds: list[list[float]] = [[] for _ in models]
+    inputs = [_inputs(model, (batch, *input_shape)) for model in models]
     with torch.inference_mode():
         for turn in range(repeats + 2):
-            for model, own in zip(models, seconds, strict=True):
-                x = _inputs(model, (batch, *input_shape))
+            for model, own, given in zip(models, seconds, inputs, strict=True):
+                x = given.clone()
                 _wait(x.device)
                 start = time.perf_counter()
                 model(x)
@@ -84,5 +89,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _inputs(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
-    first = next(model.parameters())
-    return torch.full(shape, 0.5, dtype=first.dtype, device=first.device)
+    """A batch that the model takes."""
+    device = next(model.parameters()).device
+    if forward_pass(model, shape[1:]).tokens:
+        return torch.zeros(shape, dtype=torch.long, device=device)
+    return torch.full(shape, 0.5, dtype=own_dtype(model), device=device)

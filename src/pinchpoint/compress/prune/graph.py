@@ -22,11 +22,14 @@ from pinchpoint.compress.layout import SelectsChannels
 from pinchpoint.compress.prune.units import OUTPUTS, Found, Group, Scored, Slice, prunable, skipped
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.attention import attention
+from pinchpoint.measure.forward import own_dtype
+from pinchpoint.measure.weights import computed_tensors
 from pinchpoint.records import Skipped
 
 NORMALISES = "normalises over"
 _STEPS = 4
-"""Indices of a walk through the graph for each unit and node, at most; those of a ResNet-50 take fewer than one."""
+"""Indices of a walk through the graph for each unit and node, at most; those of a ResNet-50 take fewer than one. Where a
+fully connected layer reads flattened pixels, its inputs for each node."""
 
 _Conv = nn.modules.conv._ConvNd
 _Norm = nn.modules.batchnorm._NormBase  # batch and instance norm: each channel by itself
@@ -52,6 +55,9 @@ def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str])
     graph = _graph(traced, input_shape)
     names = {module: name for name, module in traced.named_modules()}
     modules, left = prunable(model)
+    if not modules:
+        return Found((), tuple(left))
+    fixed = {skip.name: f"{skip.name} stays: {skip.reason}" for skip in left}
     within = {id(part.module): name for name, module in traced.named_modules() for part in attention(name, module)}
     selectors = {name for name, module in model.named_modules() if isinstance(module, SelectsChannels)}
     groups: list[Group] = []
@@ -66,7 +72,7 @@ def filters(model: nn.Module, input_shape: tuple[int, ...], keep: Sequence[str])
         if id(module) in within and not _is_output(module, traced.get_submodule(within[id(module)])):
             left.append(skipped(name, module, "attention is pruned by whole heads (unit='heads')"))
             continue
-        members, found = _group(graph, name, module, names, selectors)
+        members, found = _group(graph, name, module, names, selectors, fixed)
         kept = [member for member in members if member in keep]
         if kept:
             coupled = f"its rows are coupled to those of {kept[0]}, named in keep"
@@ -91,11 +97,15 @@ def _is_output(module: nn.Module, parent: nn.Module) -> bool:
 
 def _with_convolutions(model: nn.Module) -> nn.Module:
     """A copy in which modules that select channels are convolutions, which the graph knows."""
-    copied = copy.deepcopy(model).eval().requires_grad_(True)
+    copied = copy.deepcopy(model, computed_tensors(model)).eval()
+    if own_dtype(copied) in (torch.float16, torch.bfloat16):
+        copied.float()  # not every operation knows half precision
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     for name, module in list(copied.named_modules()):
         if isinstance(module, SelectsChannels):
             convolution = nn.Conv2d(module.inputs, len(module.source), 1, stride=module.stride, bias=False)
-            first = next(model.parameters())
+            first = next(copied.parameters())
             copied.set_submodule(name, convolution.to(device=first.device, dtype=first.dtype))
     return copied
 
@@ -109,8 +119,7 @@ def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
         )
     import torch_pruning  # type: ignore[import-untyped]
 
-    first = next(model.parameters())
-    inputs = torch.zeros((1, *input_shape), dtype=first.dtype, device=first.device)
+    inputs = torch.zeros((1, *input_shape), dtype=own_dtype(model), device=next(model.parameters()).device)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -135,17 +144,23 @@ def _untraceable(seen: str) -> ModelError:
 
 
 def _group(
-    graph: Any, name: str, module: nn.Module, names: dict[nn.Module, str], selectors: set[str]
+    graph: Any,
+    name: str,
+    module: nn.Module,
+    names: dict[nn.Module, str],
+    selectors: set[str],
+    fixed: dict[str, str],
 ) -> tuple[tuple[str, ...], Group | str]:
     """The layers whose rows are coupled to one layer's, and their group, or why it cannot be pruned."""
     units = graph.get_out_channels(module)
     pruner = graph.get_pruner_of_module(module)
     try:
-        with warnings.catch_warnings(), _limited(_STEPS * len(graph.module2node) * units):
+        with warnings.catch_warnings(), _limited(_indices(graph, units)):
             warnings.simplefilter("ignore")
             items = list(graph.get_pruning_group(module, pruner.prune_out_channels, list(range(units))))
-    except _TooLong:
-        return (name,), "torch-pruning's walk through what is coupled to it does not end"
+    except _TooLong as error:
+        met = [names[target] for target in error.layers if isinstance(target, nn.Linear | _Conv) and target in names]
+        return tuple(dict.fromkeys((name, *met))), "torch-pruning's walk through what is coupled to it does not end"
     except Exception as error:  # as above
         return (name,), f"torch-pruning cannot group it ({type(error).__name__})"
     slices: list[Slice] = []
@@ -163,7 +178,7 @@ def _group(
         if where in selectors:
             touched: list[Slice] | str = [Slice(where, 0 if rows else 1, indices)]
         else:
-            touched = _slices(where, target, rows, indices)
+            touched = fixed.get(where) or _slices(where, target, rows, indices)
             if has_rows and not touched:
                 touched = "it is the whole model"
         if isinstance(touched, str):
@@ -182,7 +197,16 @@ def _group(
 
 
 class _TooLong(Exception):
-    """A walk through the graph that goes on for longer than any that ends."""
+    """A walk through the graph that goes on for longer than any that ends, and the modules whose rows it has met."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+
+
+def _indices(graph: Any, units: int) -> int:
+    """How many indices a walk may take."""
+    widest = max((module.in_features for module in graph.module2node if isinstance(module, nn.Linear)), default=0)
+    return len(graph.module2node) * max(_STEPS * units, widest)
 
 
 @contextmanager
@@ -204,7 +228,7 @@ def _limited(indices: int) -> Iterator[None]:
         def add_dep(self, dep: Any, idxs: Any) -> None:
             self.counted += len(idxs)
             if self.counted > indices:
-                raise _TooLong
+                raise _TooLong([item.dep.target.module for item in self.items if _makes_rows(item.dep)])
             super().add_dep(dep, idxs)
 
     walking.Group = Limited
@@ -212,6 +236,10 @@ def _limited(indices: int) -> Iterator[None]:
         yield
     finally:
         walking.Group = original
+
+
+def _makes_rows(dependency: Any) -> bool:
+    return bool(dependency.handler.__name__ == "prune_out_channels")
 
 
 def _beyond(part: Slice, target: object) -> bool:
@@ -247,13 +275,13 @@ def _slices(where: str, target: object, rows: bool, indices: Tensor) -> list[Sli
         return [Slice(f"{where}.{key}", 0, indices) for key in stored if getattr(target, key) is not None]
     if isinstance(target, nn.PReLU):
         return [Slice(f"{where}.weight", 0, indices)] if target.num_parameters > 1 else []
+    transposed = isinstance(target, _Conv) and target.transposed
     if isinstance(target, _Conv) and target.groups > 1:
         if not target.groups == target.in_channels == target.out_channels:
             return f"{where} is a grouped convolution"
-        rows = True  # a filter a channel: rows and columns are one
+        rows, transposed = True, False  # a filter a channel: rows and columns are one, and stand in dimension 0
     elif not isinstance(target, nn.Linear | _Conv):
         return f"{where}, a {type(target).__name__}, has entries of them" if _parameters(target) else []
-    transposed = isinstance(target, _Conv) and target.transposed
     found = [Slice(f"{where}.weight", int(rows == transposed), indices)]
     if rows and target.bias is not None:
         found.append(Slice(f"{where}.bias", 0, indices))

@@ -68,7 +68,7 @@ def mask(model: nn.Module, groups: Iterable[Group], stay: Stay) -> KeepPruned:
                 continue
             lost = part.indices[gone].flatten()
             if isinstance(module := modules.get(part.tensor), SelectsChannels):
-                _forget(module, part.dim, set(lost.tolist()))
+                forget_channels(module, part.dim, set(lost.tolist()))
             elif part.tensor in parameters:
                 parameter = parameters[part.tensor]
                 key = part.tensor, part.dim
@@ -84,8 +84,8 @@ def mask(model: nn.Module, groups: Iterable[Group], stay: Stay) -> KeepPruned:
     return keep
 
 
-def _forget(module: SelectsChannels, dim: int, lost: set[int]) -> None:
-    """Zeros instead of the lost outputs (dimension 0), or of the lost inputs (1)."""
+def forget_channels(module: SelectsChannels, dim: int, lost: set[int]) -> None:
+    """Let a module give zeros instead of the lost outputs (dimension 0), or of the lost inputs (1)."""
     source = [
         -1 if (output if dim == 0 else channel) in lost else channel for output, channel in enumerate(module.source)
     ]

@@ -7,7 +7,6 @@ parameters the network has when each group keeps so many units.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,42 +15,15 @@ from torch import Tensor, nn
 
 from pinchpoint.compress.prune.cost import parameter_count
 from pinchpoint.compress.prune.criteria import Criterion, entry_scores, singular_scores, unit_scores
+from pinchpoint.compress.prune.dead import traced_to_readers
 from pinchpoint.compress.prune.graph import filters
 from pinchpoint.compress.prune.masks import KeepPruned, mask
-from pinchpoint.compress.prune.remove import read_right, sound
+from pinchpoint.compress.prune.remove import sound
 from pinchpoint.compress.prune.units import Group, Stay, Unit, Weighted, heads, prunable, rows, skipped
-from pinchpoint.errors import ModelError
-from pinchpoint.measure.forward import check_decisions, check_forward, own_dtype
 from pinchpoint.measure.layers import linear_modules
 from pinchpoint.measure.shapes import forward_pass
-from pinchpoint.measure.weights import computed_tensors, rows_of
+from pinchpoint.measure.weights import rows_of
 from pinchpoint.records import Skipped
-
-
-def _check(model: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """What is read off one forward pass must hold for all of them.
-
-    Raises:
-        ModelError: for answers that depend on the batch, on chance or on earlier calls, and decisions that depend on values.
-    """
-    first = next((one for one in model.parameters() if one.is_floating_point()), None)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            "a model to be pruned must be made of modules", "a scripted one", "prune it before it is scripted"
-        )
-    if first is None:
-        raise ModelError("a model must have weights to be pruned", "none", "give the network, not its activation")
-    if not all(isinstance(size, int) and size > 0 for size in input_shape):
-        return  # others say what is wrong with these
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand((2, *input_shape), generator=generator).to(first.device, own_dtype(model))
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model, computed_tensors(model)).eval()(x[:1].clone())
-    except Exception:  # does not run on such inputs: whoever follows it says how
-        return
-    check_decisions(model, x[:1])
-    check_forward(model, x)
 
 
 class Slices:
@@ -76,17 +48,17 @@ class Slices:
         removable: bool,
     ) -> None:
         self.criterion = criterion
-        _check(model, input_shape)
         run = forward_pass(model, input_shape, find_folds=True)
         self.folds = run.folds
         if unit == "filters":
-            found = filters(model, input_shape, keep)
+            found = traced_to_readers(model, filters(model, input_shape, keep), input_shape, removable=removable)
         elif unit == "rows":
             called = [name for name, _ in linear_modules(model) if name in run.order]
             found = rows(model, run.folds, max(called, key=run.order.__getitem__, default=""), keep)
         else:
             found = heads(model, keep)
-        found = sound(model, found, input_shape) if removable else read_right(model, found, input_shape)
+        if removable:
+            found = sound(model, found, input_shape)
         self.groups: tuple[Group, ...] = found.groups
         self.left = list(found.left)
         self.members = {group.name: list(group.members) for group in found.groups}

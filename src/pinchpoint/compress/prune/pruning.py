@@ -8,17 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
+from pinchpoint.compress.checks import check_compressible
 from pinchpoint.compress.prune.allocate import Allocation, Shares, allocate, check_ratio, strongest
 from pinchpoint.compress.prune.cost import flop_count, latencies, parameter_count
 from pinchpoint.compress.prune.criteria import Criterion
 from pinchpoint.compress.prune.masks import KeepPruned
 from pinchpoint.compress.prune.methods import Entries, Method, SingularValues, Slices
+from pinchpoint.compress.prune.remove import difference
 from pinchpoint.compress.prune.remove import remove as remove_units
 from pinchpoint.compress.prune.units import Unit
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure.compressibility import residual
+from pinchpoint.measure.forward import own_dtype
 from pinchpoint.measure.weights import computed_tensors
 from pinchpoint.records import PrunedLayer, Pruning
 
@@ -96,6 +100,7 @@ def prune(
     """
     check_ratio(ratio)
     _check_options(unit, count, remove, steps, fine_tune)
+    check_compressible(model, input_shape)
     removing = unit in ("filters", "heads") if remove is None else remove
     smaller = copy.deepcopy(model, computed_tensors(model))
     kept = _names(model, keep)
@@ -124,11 +129,13 @@ def prune(
         keeper = method.zero(smaller, stay)
         if removing and step == steps:
             assert isinstance(method, Slices)
+            if (problem := difference(smaller, method.groups, stay, input_shape)) is not None:
+                raise ModelError("what is removed must be what a mask takes away", problem, "use remove=False")
             remove_units(smaller, method.groups, stay)
             keeper = KeepPruned()
         if fine_tune is not None:
             fine_tune(smaller, keeper)
-    before, after = (copy.deepcopy(one, computed_tensors(one)).eval() for one in (model, smaller))
+    before, after = (_to_be_timed(network) for network in (model, smaller))
     seconds = latencies([before, after], input_shape, batch) if batch is not None else None
     report = Pruning(
         unit=unit,
@@ -152,6 +159,13 @@ def prune(
         seconds_after=seconds[1] if seconds else None,
     )
     return Pruned(smaller, report, keeper)
+
+
+def _to_be_timed(model: nn.Module) -> nn.Module:
+    """A copy in eval mode; in float32 where it does not run in half precision here."""
+    copied = copy.deepcopy(model, computed_tensors(model)).eval()
+    on_processor = next(copied.parameters()).device.type == "cpu"
+    return copied.float() if on_processor and own_dtype(copied) in (torch.float16, torch.bfloat16) else copied
 
 
 def _check_options(unit: str, count: str, remove: bool | None, steps: int, fine_tune: FineTune | None) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from pinchpoint.compress.checks import answers
 from pinchpoint.compress.layout import SelectsChannels, refit
 from pinchpoint.compress.prune.masks import mask
-from pinchpoint.compress.prune.units import Found, Group, Slice, Stay, skipped
+from pinchpoint.compress.prune.units import Found, Group, Stay, skipped
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import float64_copy
+from pinchpoint.measure.weights import computed_tensors
 
 _TOLERANCE = 1e-8  # of the largest output, in float64: reordered sums differ by 1e-13, a wrong channel by far more
 
@@ -102,74 +102,13 @@ def sound(model: nn.Module, found: Found, input_shape: tuple[int, ...]) -> Found
     return Found(good, (*found.left, *left))
 
 
-def read_right(model: nn.Module, found: Found, input_shape: tuple[int, ...]) -> Found:
-    """For masks: columns that read other units than those of their group are left out of it.
-
-    A layer behind a shuffle, a flip or a reshape may read the units in another order than the graph says. So the columns of
-    every other unit are set to zero, and the rows of these units to random numbers: an answer that changes has read them
-    elsewhere. Then the rows alone are masked, which is right wherever they are read.
-    """
-    stay = {group.name: torch.arange(group.units) % 2 == 0 for group in found.groups}
-    groups = []
-    for group in found.groups:
-        columns, rows = _columns(model, group)
-        if columns and not _unread(model, group, columns, rows, stay, input_shape):
-            group = replace(group, slices=tuple(rows))
-        groups.append(group)
-    return Found(tuple(groups), found.left)
-
-
-def _columns(model: nn.Module, group: Group) -> tuple[list[Slice], list[Slice]]:
-    """The slices that read a group's units, and those that make them."""
-    made = {(part.weight.tensor, part.weight.dim) for part in group.scored}
-    parameters = dict(model.named_parameters())
-    reading = [
-        part
-        for part in group.slices
-        if part.tensor in parameters
-        and parameters[part.tensor].ndim > 1
-        and (part.tensor, part.dim) not in made
-        and parameters[part.tensor].shape[1] > 1  # one a channel: it makes and reads
-    ]
-    return reading, [part for part in group.slices if part not in reading]
-
-
-def _unread(
-    model: nn.Module,
-    group: Group,
-    columns: Sequence[Slice],
-    rows: Sequence[Slice],
-    stay: Stay,
-    input_shape: tuple[int, ...],
-) -> bool:
-    """Whether nothing reads the units that go, once their columns are zero."""
-    plain = float64_copy(model)
-    mask(plain, [replace(group, slices=tuple(columns))], stay)
-    changed = copy.deepcopy(plain)
-    generator = torch.Generator().manual_seed(0)
-    tensors = dict(changed.named_parameters())
-    lost = ~stay[group.name].cpu()
-    with torch.no_grad():
-        for part in rows:
-            if part.tensor in tensors:
-                tensor = tensors[part.tensor]
-                index = part.indices[lost].flatten().to(tensor.device)
-                random = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-                tensor.index_copy_(part.dim, index, random.index_select(part.dim, index))
-        x = torch.rand((2, *input_shape), generator=generator, dtype=torch.float64).to(next(plain.parameters()).device)
-        try:
-            return _alike(changed(x), plain(x))
-        except Exception:  # whatever a network says that does not run in float64
-            return False
-
-
 def difference(model: nn.Module, groups: Sequence[Group], stay: Stay, input_shape: tuple[int, ...]) -> str | None:
     """How removing differs from masking, on random inputs in float64; None where it does not.
 
     Both are copies; the model is left alone.
     """
     masked = float64_copy(model)
-    smaller = copy.deepcopy(masked)
+    smaller = copy.deepcopy(masked, computed_tensors(masked))
     mask(masked, groups, stay)
     first = next(masked.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -177,11 +116,11 @@ def difference(model: nn.Module, groups: Sequence[Group], stay: Stay, input_shap
     with torch.no_grad():
         try:
             remove(smaller, groups, stay)
-            found = smaller(x)
+            found = smaller(x.clone())
         except Exception as error:  # whatever a network says that does not take smaller tensors
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             return f"the network does not run without them: {said}"
-        wanted = masked(x)
+        wanted = masked(x.clone())
     if not _alike(found, wanted):
         return "removing its units changes more than setting them to zero does"
     return None
@@ -189,9 +128,8 @@ def difference(model: nn.Module, groups: Sequence[Group], stay: Stay, input_shap
 
 def _alike(first: object, second: object) -> bool:
     """Whether two answers, which may be tensors in containers, agree to rounding."""
-    pairs = list(zip(tree_leaves(first), tree_leaves(second), strict=False))
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    return len(tree_leaves(first)) == len(tree_leaves(second)) and all(
+    pairs = answers(first), answers(second)
+    return len(pairs[0]) == len(pairs[1]) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=_TOLERANCE * float(b.abs().amax() if b.numel() else 0))
-        for a, b in tensors
+        for a, b in zip(*pairs, strict=True)
     )

@@ -6,7 +6,7 @@ and heads follow from the layers alone; ``graph`` finds the coupled ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from pinchpoint.compress.checks import tied
 from pinchpoint.measure.attention import attention
 from pinchpoint.measure.operators import Part
 from pinchpoint.measure.weights import is_computed
@@ -88,16 +89,28 @@ class Found:
 
 
 def prunable(model: nn.Module) -> tuple[dict[str, Weighted], list[Skipped]]:
-    """Fully connected layers and convolutions that own their weight, and those that compute it."""
+    """Fully connected layers and convolutions whose weight is theirs alone; and the others, with the reason."""
     found: dict[str, Weighted] = {}
-    left = []
+    left, shared = [], tied(model)
     for name, module in model.named_modules():
         if isinstance(module, Weighted):
-            if is_computed(module) or not isinstance(module.weight, nn.Parameter):
-                left.append(skipped(name, module, "its weight is computed from others; remove the parametrisation"))
-            else:
+            reason = unfit(module, shared)
+            if reason is None:
                 found[name] = module
+            else:
+                left.append(skipped(name, module, reason))
     return found, left
+
+
+def unfit(module: Weighted, shared: Set[int]) -> str | None:
+    """Why nothing can be taken out of a layer's weight, where it cannot; ``shared`` are the parameters of several layers."""
+    if is_computed(module) or not isinstance(module.weight, nn.Parameter):
+        return "its weight is computed from others; remove the parametrisation"
+    if any(id(parameter) in shared for parameter in module.parameters(recurse=False)):
+        return "it shares its weight with another layer"
+    if module.weight.numel() == 0:
+        return "it has no weights"
+    return None if module.weight.is_floating_point() else "its weight is complex"
 
 
 def skipped(name: str, module: nn.Module, reason: str) -> Skipped:
