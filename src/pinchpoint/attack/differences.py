@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
+from pinchpoint.answers import called
 from pinchpoint.attack.doubt import margin_gradient
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled
 from pinchpoint.attack.objectives import margin
@@ -56,7 +56,7 @@ class _Estimated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, owner: Differences) -> Tensor:
         ctx.save_for_backward(x)
         ctx.owner = owner
-        logits: Tensor = answer(owner.model, x).detach()
+        logits: Tensor = _answers(owner.model, x)
         return logits
 
     @staticmethod
@@ -66,10 +66,16 @@ class _Estimated(torch.autograd.Function):
         with torch.no_grad():
             for _ in range(owner.directions):
                 signs = torch.randint(2, x.shape, device=x.device).to(x) * 2.0 - 1.0  # follows the attack's seed
-                change = answer(owner.model, x + owner.step * signs) - answer(owner.model, x - owner.step * signs)
+                change = _answers(owner.model, x + owner.step * signs) - _answers(owner.model, x - owner.step * signs)
                 slope = (change * above[0]).sum(1) / (2.0 * owner.step)
                 gradient += slope.reshape(-1, *(1,) * (x.ndim - 1)) * signs
         return gradient / owner.directions, None
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    answers = called(model, x)
+    assert isinstance(answers, Tensor)  # attacks have looked at what the model returns
+    return answers.detach()
 
 
 def difference_step(threat: Threat, x: Float[Tensor, "batch *shape"], share: float = _STEP) -> float:
