@@ -9,15 +9,19 @@ busy machine disturbs least, with more it is the wall's.
 ART's universal perturbations take one pass over the images instead of up to 20 (its default), which shortens their time, not
 ours. ``--quick`` takes fewer samples and one round, and of those two the one from DeepFool only. Steps, restarts, targets
 and queries of all other attacks are those of the full version.
+
+The full version takes hours on one core: what has ended is kept beside FILE, and the same command goes on from there.
+``--seed`` is that of all that attacks draw, ours and the peers'.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +35,13 @@ from pinchpoint.attack import (
     apgd,
     apply_universal,
     cross_entropy,
-    logit_scale,
     pgd,
-    scaled_cross_entropy,
     standard_ensemble,
     universal,
 )
 from pinchpoint.attack.gradient import value_and_gradient
-from pinchpoint.evaluate import robust_accuracy, robust_curve
-from pinchpoint.evaluate.logits import accuracy, logits_of
+from pinchpoint.evaluate import default_attacks, robust_accuracy, robust_curve
+from pinchpoint.evaluate.logits import accuracy
 
 STEPS = 100
 PGD_STEPS = 40
@@ -75,6 +77,11 @@ class Size:
     epochs: int = 4
     fitted: int = 500
     attackers: tuple[str, ...] = ("deepfool", "pgd")
+    at_least: bool = True
+
+    def turns(self, least: int) -> int:
+        """Rounds of a short contest, which needs more of them."""
+        return max(self.rounds, least) if self.at_least else self.rounds
 
 
 QUICK = Size(fcn=100, resnet20=10, robust=100, ensemble=24, rounds=1, epochs=2, fitted=20, attackers=("deepfool",))
@@ -109,13 +116,14 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def contest(calls: Mapping[str, Call], judge: Callable[[Tensor], float], rounds: int) -> Contest:
-    """Rounds that take turns; each call gives examples, or a tensor without rows where it gives none."""
+def contest(calls: Mapping[str, Call], judge: Callable[[Tensor], float], rounds: int, seed: int = 0) -> Contest:
+    """Rounds that take turns; each call gives examples, or a tensor without rows where it gives none. All draw from the
+    same seed."""
     given: dict[str, Tensor] = {}
 
     def keep(name: str, call: Call) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             given[name] = call()
 
     seconds = interleaved(
@@ -140,46 +148,44 @@ def judged(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, found: Tensor
 
 
 def ours_autopgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """The default evaluation's AutoPGD-CE, verdict engine included."""
-    objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
-
-    def attack(m: nn.Module, a: Tensor, b: Tensor, t: Threat) -> Tensor:
-        return apgd(m, a, b, t, steps=STEPS, objective=objective)
-
-    return robust_accuracy(model, x, y, threat, attacks={"apgd-ce": attack}).adversarial
+    """The default evaluation's AutoPGD-CE, verdict engine included; seeded as the peers are."""
+    first = default_attacks(model, x, steps=STEPS, seed=torch.initial_seed())["apgd-ce"]
+    return robust_accuracy(model, x, y, threat, attacks={"apgd-ce": first}).adversarial
 
 
-def autopgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int) -> Contest:
-    """AutoPGD-100 with cross-entropy, one random start."""
+def autopgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int, seed: int = 0) -> Contest:
+    """AutoPGD-100 with cross-entropy, one random start; ours is the default evaluation's, which in its time starts again
+    from a second point where a fifth or less stands."""
     calls: dict[str, Call] = {OURS: lambda: ours_autopgd(model, x, y, threat), RAW: lambda: raw(model, x, y, STEPS)}
     for name, peer in peers.AUTOPGD.items():
         if name in peers.installed():
             calls[name] = lambda peer=peer: peer(model, x, y, threat, STEPS)  # type: ignore[misc]
-    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds)
+    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds, seed)
 
 
-def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int) -> Contest:
-    """PGD-40 with cross-entropy, one random start."""
+def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int, seed: int = 0) -> Contest:
+    """PGD-40 with cross-entropy, one random start: ours with its default step of 4 eps / steps, the peers with 2.5."""
     calls: dict[str, Call] = {
-        OURS: lambda: pgd(model, x, y, threat, steps=PGD_STEPS),
+        OURS: lambda: pgd(model, x, y, threat, steps=PGD_STEPS, seed=torch.initial_seed()),
         RAW: lambda: raw(model, x, y, PGD_STEPS),
     }
     for name, peer in peers.PGD.items():
         if name in peers.installed():
             calls[name] = lambda peer=peer: peer(model, x, y, threat, PGD_STEPS)  # type: ignore[misc]
-    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds)
+    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds, seed)
 
 
-def ensemble(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int) -> Contest:
+def ensemble(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int, seed: int = 0) -> Contest:
     """The standard ensemble, whole."""
 
     def ours() -> Tensor:
-        return robust_accuracy(model, x, y, threat, attacks=standard_ensemble(model, x)).adversarial
+        attacks = standard_ensemble(model, x, seed=torch.initial_seed())
+        return robust_accuracy(model, x, y, threat, attacks=attacks).adversarial
 
     calls: dict[str, Call] = {OURS: ours}
     if "pyautoattack" in peers.installed():
         calls["pyautoattack"] = lambda: peers.standard_pyautoattack(model, x, y, threat)
-    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds)
+    return contest(calls, lambda found: judged(model, x, y, threat, found), rounds, seed)
 
 
 def loop(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int) -> Seconds:
@@ -205,16 +211,18 @@ def curve(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, rounds: int) -
     return contest(calls, lambda found: judged(model, x, y, threat, found), rounds).seconds, drawn
 
 
-def universals(model: nn.Module, fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], size: Size) -> Contest:
+def universals(
+    model: nn.Module, fit: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], size: Size, seed: int = 0
+) -> Contest:
     """One perturbation for all, fitted on training images; accuracy of held-out images under it."""
-    calls: dict[str, Call] = {OURS: lambda: universal(model, *fit, UNIVERSAL)}
+    calls: dict[str, Call] = {OURS: lambda: universal(model, *fit, UNIVERSAL, seed=torch.initial_seed())}
     if "ART" in peers.installed():
         for attacker in size.attackers:
             calls[f"ART, {attacker}"] = lambda attacker=attacker: peers.universal_art(  # type: ignore[misc]
                 attacker, model, *fit, UNIVERSAL, max_iter=1
             )
     x, y = held_out
-    return contest(calls, lambda delta: accuracy(model, apply_universal(x, delta, UNIVERSAL), y), rounds=1)
+    return contest(calls, lambda delta: accuracy(model, apply_universal(x, delta, UNIVERSAL), y), 1, seed)
 
 
 def ratios(found: Mapping[str, Contest], loops: Seconds, curves: Seconds) -> dict[str, float | None]:
@@ -243,6 +251,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write ratios, checks, machine and versions here")
     parser.add_argument("--quick", action="store_true", help="fewer samples, one round: under five minutes")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; its own choice where left out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that attacks draw; 0")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of every contest; more of them only steady the times")
     cache = Path(tempfile.gettempdir()) / "pinchpoint-benchmarks"
     parser.add_argument("--cache", type=Path, default=cache, metavar="FOLDER", help=f"trained networks; {cache}")
     return parser.parse_args(words)
@@ -254,14 +264,17 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     size, before = QUICK if args.quick else Size(), machine()
+    if args.rounds is not None:
+        size = replace(size, rounds=args.rounds, at_least=False)
     digits = attack_nets.mnist(args.quick)
     fcn = attack_nets.fcn(digits, args.cache, size.epochs)
     robust = attack_nets.robust_cnn(digits, args.cache, size.epochs)
     resnet = attack_nets.resnet20(data)
     x, y = digits.x_test, digits.y_test
     a, b = attack_nets.cifar10(size.resnet20)
-    found = run(fcn, robust, resnet, (x, y), (a, b), digits, size)
-    loops = loop(fcn, x[: size.fcn], y[: size.fcn], MNIST, max(size.rounds, 2))
+    kept = Kept(args.json, {**asdict(size), "seed": args.seed})
+    found = run(fcn, robust, resnet, (x, y), (a, b), digits, size, args.seed, kept)
+    loops = loop(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.turns(2))
     curves, drawn = curve(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.rounds)
     figures = ratios(found, loops, curves)
     checks = {"robust_accuracy_never_higher": all(one.never_higher for one in found.values())}
@@ -274,12 +287,42 @@ def main(words: Sequence[str] | None = None) -> None:
             "loop_seconds": loops,
             "curve": {"seconds": curves, "robust_accuracy": drawn},
             "size": vars(size),
+            "seed": args.seed,
             "missing": peers.missing(),
             "machine": before,
             "versions": versions("torch", *(peers.PACKAGES[name] for name in peers.installed())),
         },
     )
+    kept.forget()
     show(found, loops, curves, figures, checks, before)
+
+
+class Kept:
+    """Contests that have ended, beside the file that all of them will be in: a run that is killed goes on from there."""
+
+    def __init__(self, file: Path | None, settings: Mapping[str, Any]) -> None:
+        self.path = None if file is None else file.with_suffix(".part.json")
+        self.settings = json.loads(json.dumps(settings))
+        self.contests: dict[str, Any] = {}
+        if self.path is not None and self.path.is_file():
+            before = json.loads(self.path.read_text())
+            self.contests = before["contests"] if before["settings"] == self.settings else {}
+
+    def of(self, name: str, call: Callable[[], Contest]) -> Contest:
+        """What it came to before, or what it comes to now."""
+        if name in self.contests:
+            before = self.contests[name]
+            return Contest(before["seconds"], before["robust_accuracy"])
+        ended = call()
+        self.contests[name] = ended.details
+        if self.path is not None:
+            self.path.write_text(json.dumps({"settings": self.settings, "contests": self.contests}, indent=1))
+        return ended
+
+    def forget(self) -> None:
+        """All is written where it belongs."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def run(
@@ -290,26 +333,28 @@ def run(
     cifar10: tuple[Tensor, Tensor],
     digits: Any,
     size: Size,
+    seed: int,
+    kept: Kept,
 ) -> dict[str, Contest]:
     """Every contest, told as it ends."""
     x, y = mnist
     hard = attack_nets.HARD
     planned: dict[str, Callable[[], Contest]] = {
-        "AutoPGD, FCN": lambda: autopgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, max(size.rounds, 2)),
-        "PGD, FCN": lambda: plain_pgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.rounds),
-        "AutoPGD, robust net": lambda: autopgd(robust, x[: size.robust], y[: size.robust], hard, max(size.rounds, 5)),
+        "AutoPGD, FCN": lambda: autopgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.turns(2), seed),
+        "PGD, FCN": lambda: plain_pgd(fcn, x[: size.fcn], y[: size.fcn], MNIST, size.rounds, seed),
+        "AutoPGD, robust net": lambda: autopgd(robust, x[: size.robust], y[: size.robust], hard, size.turns(5), seed),
     }
     for threat in CIFAR10:
-        planned[f"AutoPGD, ResNet-20, {threat}"] = lambda t=threat: autopgd(resnet, *cifar10, t, size.rounds)  # type: ignore[misc]
-        planned[f"ensemble, ResNet-20, {threat}"] = lambda t=threat: ensemble(resnet, *cifar10, t, size.rounds)  # type: ignore[misc]
+        planned[f"AutoPGD, ResNet-20, {threat}"] = lambda t=threat: autopgd(resnet, *cifar10, t, size.rounds, seed)  # type: ignore[misc]
+        planned[f"ensemble, ResNet-20, {threat}"] = lambda t=threat: ensemble(resnet, *cifar10, t, size.rounds, seed)  # type: ignore[misc]
     planned["ensemble, robust net"] = lambda: ensemble(
-        robust, x[: size.ensemble], y[: size.ensemble], hard, size.rounds
+        robust, x[: size.ensemble], y[: size.ensemble], hard, size.rounds, seed
     )
     fit = digits.x_train[: size.fitted], digits.y_train[: size.fitted]
-    planned["universal, FCN"] = lambda: universals(fcn, fit, (x, y), size)
+    planned["universal, FCN"] = lambda: universals(fcn, fit, (x, y), size, seed)
     found = {}
     for name, call in planned.items():
-        found[name] = call()
+        found[name] = kept.of(name, call)
         print(_rows(name, found[name]), "\n", flush=True)
     return found
 

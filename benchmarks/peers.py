@@ -1,6 +1,7 @@
 """Other libraries' attacks behind one signature: ``(model, x, y, threat, steps) -> x_adv``.
 
-Each is set up as its own documentation says, on the whole batch at once, with one random start. Nothing here judges.
+Each is set up as its own documentation says, on the whole batch at once, with one random start, which follows torch's seed
+or, where a library takes or draws from another one, is made to. Nothing here judges.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def autopgd_pyautoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat,
     from pyautoattack.autopgd_base import APGDAttack
 
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
-    found: Tensor = APGDAttack(model, n_iter=steps, norm=norm, eps=threat.eps, seed=0, device=x.device).perturb(x, y)
+    found: Tensor = APGDAttack(
+        model, n_iter=steps, norm=norm, eps=threat.eps, seed=torch.initial_seed(), device=x.device
+    ).perturb(x, y)
     return found
 
 
@@ -86,6 +89,7 @@ def autopgd_art(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: i
         loss_type="cross_entropy",
         verbose=False,
     )
+    np.random.seed(torch.initial_seed())  # noqa: NPY002  ART draws from it
     return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
 
@@ -132,6 +136,7 @@ def pgd_art(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int) 
         batch_size=len(x),
         verbose=False,
     )
+    np.random.seed(torch.initial_seed())  # noqa: NPY002  ART draws from it
     return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
 
@@ -154,7 +159,7 @@ def standard_pyautoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat
     from pyautoattack.autoattack import AutoAttack
 
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
-    attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=0, device=x.device)
+    attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=torch.initial_seed(), device=x.device)
     found: Tensor = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
     return found
 
@@ -176,7 +181,7 @@ def universal_art(attacker: str, model: nn.Module, x: Tensor, y: Tensor, threat:
         verbose=False,
         **options,
     )
-    np.random.seed(0)  # noqa: NPY002  ART draws from it
+    np.random.seed(torch.initial_seed())  # noqa: NPY002  ART draws from it
     attack.generate(x.numpy(), y.numpy())
     return torch.from_numpy(np.asarray(attack.noise, dtype=np.float32))[0]
 

@@ -23,7 +23,7 @@ def test_the_python_examples_run_one_after_the_other(capsys):
     for block in _blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
         lines.append(len(capsys.readouterr().out.splitlines()))
-    assert lines == [5, 2, 6]
+    assert lines == [6, 2, 6]
 
 
 def test_the_study_example_is_a_valid_study():

@@ -51,9 +51,7 @@ class Threshold(nn.Module):
 def test_a_model_without_input_gradient_is_named(attack, frozen):
     model = Threshold().requires_grad_(not frozen)
     y = model(X).argmax(1)
-    with pytest.raises(
-        ModelError, match="differentiable in its input, but got no gradient from Threshold; take rounding"
-    ):
+    with pytest.raises(ModelError, match="differentiable in its input, but got no gradient from Threshold; use square"):
         attack(model, X, y, THREAT)
 
 

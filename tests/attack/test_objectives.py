@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from oracles.as_user import refused
 from pinchpoint.attack import (
     cross_entropy,
     dlr,
+    log_odds,
     logit_scale,
     margin,
     scaled_cross_entropy,
+    scaled_log_odds,
     targeted_dlr,
     targeted_margin,
 )
@@ -89,10 +93,33 @@ def test_scaled_cross_entropy_divides_first():
     np.testing.assert_array_equal(scaled_cross_entropy(2.5)(LOGITS, LABELS).numpy(), expected.numpy())
 
 
-def test_logit_scale_is_the_median_spread_over_eight():
+def test_ordinary_logits_are_left_as_they_are_and_others_brought_to_one_spread():
     spread = np.sort(LOGITS.numpy().max(1) - LOGITS.numpy().mean(1))
-    assert logit_scale(LOGITS) == pytest.approx(spread[(len(spread) - 1) // 2] / 8, rel=1e-12)
-    assert logit_scale(1000 * LOGITS) == pytest.approx(1000 * logit_scale(LOGITS), rel=1e-12)
+    median = spread[(len(spread) - 1) // 2]
+    for wanted, expected in ((9.9, 0.99), (12.1, 1.0), (23.9, 1.0), (25.0, 2.5), (1e6, 1e5), (1e-6, 1e-7)):
+        assert logit_scale(LOGITS * (wanted / median)) == pytest.approx(expected, rel=1e-6)
+    assert logit_scale(LOGITS, ordinary=(8.0, 8.0), best=8.0) == pytest.approx(median / 8, rel=1e-12)
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=3, max_size=6),
+    st.integers(0, 2),
+)
+def test_log_odds_are_cross_entropy_before_it_saturates(row, label):
+    logits, y = torch.tensor([row], dtype=torch.float64, requires_grad=True), torch.tensor([label])
+    odds, entropy = log_odds(logits, y), cross_entropy(logits, y)
+    assert torch.nn.functional.softplus(odds).item() == pytest.approx(entropy.item(), rel=1e-9, abs=1e-12)
+    (along,), (steep,) = torch.autograd.grad(odds, logits), torch.autograd.grad(entropy, logits)
+    torch.testing.assert_close(steep, torch.sigmoid(odds.detach()) * along, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4, 1e30])
+def test_log_odds_do_not_saturate_in_float32(scale):
+    logits = (scale * torch.tensor([[3.0, 1.0, -1.0]])).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(log_odds(logits, torch.tensor([0])).sum(), logits)
+    assert gradient[0, 0].item() == pytest.approx(-1.0, abs=1e-6)
+    assert gradient.sum().item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.equal(scaled_log_odds(2.0)(logits, torch.tensor([0])), log_odds(logits / 2.0, torch.tensor([0])))
 
 
 def test_logit_scale_of_constant_logits():

@@ -58,11 +58,11 @@ def test_every_iterate(small_net, norm, eps, momentum, random_start):
         assert cross_entropy(net(result[row : row + 1]), y[row : row + 1]).item() == pytest.approx(max(losses), 1e-12)
 
 
-def test_default_step_size_is_madrys(small_net):
+def test_the_default_steps_add_up_to_four_budgets(small_net):
     net, x = small_net(6), torch.full((2, 6), 0.5)
     y, threat = net(x).argmax(1), Threat("linf", 0.2)
     plain = pgd(net, x, y, threat, steps=10, drop_fallen=False)
-    assert torch.equal(plain, pgd(net, x, y, threat, steps=10, step_size=2.5 * 0.2 / 10, drop_fallen=False))
+    assert torch.equal(plain, pgd(net, x, y, threat, steps=10, step_size=4.0 * 0.2 / 10, drop_fallen=False))
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])

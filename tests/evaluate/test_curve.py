@@ -66,7 +66,7 @@ def test_a_curve_without_attacks_is_read_off_one_search(searched, trained, norm)
             return trained(inputs)
 
     curve = robust_curve(Counted(), x, y, [Threat(norm, budget) for budget in budgets])
-    assert calls == 61  # 30 steps with each objective, and the slope at the start
+    assert calls == 62  # 30 steps with each objective, the slope at the start, and whether there is any
     assert [verdict.robust_accuracy for verdict in curve] == pytest.approx(
         [float((eps > budget).double().mean()) for budget in budgets]
     )

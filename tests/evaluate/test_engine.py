@@ -14,7 +14,7 @@ from torch import nn
 from oracles.as_user import refused
 from pinchpoint.attack import Threat, apgd, pgd
 from pinchpoint.bound import margins, radii_from_margins
-from pinchpoint.errors import ConfigError, DataError, ModelError
+from pinchpoint.errors import ConfigError, DataError, ModelError, ThreatError
 from pinchpoint.evaluate import Progress, default_attacks, robust_accuracy, smallest_eps, within
 
 
@@ -305,3 +305,24 @@ def test_what_is_handed_over_beside_the_samples_is_looked_at(trained, digits, mo
             robust_accuracy(trained, x, y, threat, **options)
     with refused(DataError, "batch_size must be one or more, but got 0; leave it out for 1024."):
         smallest_eps(trained, x, y, "linf", 0.1, batch_size=0)
+
+
+def test_attacks_that_go_by_a_name(trained, digits):
+    x, y, threat = digits.x_test[:20], digits.y_test[:20], Threat("linf", 0.07)
+    names = {
+        None: ("apgd-ce", "apgd-dlr"),
+        "apgd": ("apgd-ce", "apgd-dlr"),
+        "quick": ("apgd-ce", "apgd-t", "square"),
+        "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    }
+    verdicts = {name: robust_accuracy(trained, x, y, threat, attacks=name) for name in names}
+    for name, verdict in verdicts.items():
+        assert verdict.attacks == names[name]
+        assert set(verdict.stage) <= {"clean", "survived", *names[name]}
+    assert verdicts["standard"].robust_accuracy <= verdicts[None].robust_accuracy
+    own = robust_accuracy(trained, x, y, threat, attacks={"idle": lambda m, a, b, t: a}, known=x)
+    assert own.attacks == ("known", "idle")
+    with refused(
+        ThreatError, "attacks that go by a name are apgd, quick, standard, but got autoattack; write one of these."
+    ):
+        robust_accuracy(trained, x, y, threat, attacks="autoattack")

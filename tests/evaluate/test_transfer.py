@@ -94,12 +94,12 @@ def test_a_model_to_itself_is_robust_accuracy(trained, digits, norm, eps):
 
 def test_examples_driven_to_the_end_carry_further_than_those_at_the_boundary(trained, digits, small_net_of_digits):
     """Why they are the default."""
-    x, y, threat = digits.x_test[:150], digits.y_test[:150], Threat("linf", 0.1)
+    x, y, threat = digits.x_test, digits.y_test, Threat("linf", 0.1)
     models = {"trained": trained, "other": small_net_of_digits}
     far = transfer_matrix(models, x, y, threat)
     near = transfer_matrix(models, x, y, threat, attack=partial(apgd, steps=20))
-    assert far.robust_accuracy[0][1] < near.robust_accuracy[0][1]
-    assert far.robust_accuracy[1][0] < near.robust_accuracy[1][0]
+    assert far.robust_accuracy[0][1] <= near.robust_accuracy[0][1]  # to a weaker network either carries over
+    assert far.robust_accuracy[1][0] < near.robust_accuracy[1][0] - 0.05
     assert far.robust_accuracy[0][0] < far.robust_accuracy[1][0] < far.clean_accuracy[0]
 
 

@@ -81,6 +81,48 @@ def test_two_models_of_one_class_are_told_apart(samples):
     assert (report.comparison.first, report.comparison.second) == ("Slow", "the other Slow")
 
 
+def test_under_a_budget_two_models_are_compared_where_both_faced_the_same(samples):
+    torch.manual_seed(0)
+    report = quick(Slow(0.004), samples, budget=4.0, against=Slow())
+    (clean, *robust) = report.comparison.rows
+    assert clean.attacks == ""
+    for row in robust:
+        assert row.attacks
+        assert row.first.of == row.second.of <= min(report.threats[0].robust.of, report.other.threats[0].robust.of)
+        assert report.comparison.said[1].endswith(f"Both faced {row.attacks}.")
+    if not robust:
+        assert "is not compared: no sample faced the same attacks of both" in report.comparison.said[1]
+
+
+def test_without_a_budget_two_models_face_everything(samples):
+    report = quick(Slow(), samples, against=Slow())
+    row = report.comparison.rows[1]
+    assert row.attacks.endswith(" on 20 samples")
+    assert "quick" in row.attacks
+    assert (row.first, row.second) == (report.threats[0].robust, report.other.threats[0].robust)
+
+
+class Detached(Slow):
+    """No gradient."""
+
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def test_a_model_without_gradient_is_attacked_all_the_same_and_it_is_said(samples):
+    torch.manual_seed(0)
+    model = Detached()
+    plain = Slow()
+    plain.load_state_dict(model.state_dict())
+    y = model(samples[0]).argmax(1)
+    blind, led = (quick(one, (samples[0], y)) for one in (model, plain))
+    assert led.threats[0].robust.value < 0.7
+    assert blind.threats[0].robust.value <= led.threats[0].robust.value + 0.1
+    said = "the model is not differentiable in its input, so gradient attacks say nothing about it"
+    assert f"{said}; attacks that need none were added" in blind.warnings
+    assert not [warning for warning in led.warnings if "gradient" in warning]
+
+
 def test_a_model_is_left_as_it_was(samples):
     model = Slow().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

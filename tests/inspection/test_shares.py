@@ -13,7 +13,7 @@ from scipy.stats import binom, norm
 
 from oracles.as_user import refused
 from pinchpoint.errors import DataError
-from pinchpoint.inspection.shares import counted, paired, share
+from pinchpoint.inspection.shares import alike, counted, paired, share
 
 flags = st.lists(st.booleans(), min_size=1, max_size=60)
 
@@ -77,3 +77,41 @@ def test_samples_must_be_the_same() -> None:
 def test_intervals_narrow_with_samples() -> None:
     widths = [one.high - one.low for one in (share(n // 2, n) for n in (10, 100, 1000))]
     assert all(wide > narrow for wide, narrow in pairwise(widths))
+
+
+KINDS = ("AutoPGD", "search", "quick", "standard")
+
+
+@st.composite
+def attacked(draw):
+    """A sample under two models: what each was due for, and by which attacks each would fall if it faced all of them."""
+    orders = [draw(st.permutations(KINDS))[: draw(st.integers(0, 4))] for _ in range(2)]
+    weak = [draw(st.sets(st.sampled_from(KINDS))) for _ in range(2)]
+    return orders, weak
+
+
+@given(st.lists(attacked(), min_size=1, max_size=20))
+def test_two_models_are_compared_under_attacks_that_both_faced(samples) -> None:
+    trials = [[orders[model] for orders, _ in samples] for model in (0, 1)]
+    felled = [
+        [next((n for n, one in enumerate(orders[model], 1) if one in weak[model]), None) for orders, weak in samples]
+        for model in (0, 1)
+    ]
+    *standing, faced = alike(tuple(trials), tuple(felled))
+    left = iter(zip(*standing, faced, strict=True))
+    for orders, weak in samples:
+        first, second = orders
+        if not any(set(first[:n]) == set(second[:n]) for n in range(1, 5) if n <= min(len(first), len(second))):
+            continue  # nothing that both faced before anything else
+        one, other, attacks = next(left)
+        assert set(attacks) <= set(first) & set(second)
+        for stands, falls in zip((one, other), weak, strict=True):
+            assert stands == (not falls & set(attacks))  # as if it had been attacked by these and nothing else
+    assert next(left, None) is None
+
+
+def test_more_attacks_on_one_model_move_no_comparison() -> None:
+    short, long = [["AutoPGD"]] * 3, [["AutoPGD", "standard"]] * 3
+    assert alike((short, long), ([None, 1, None], [2, None, 2]))[:2] == ([True, False, True], [True, True, True])
+    assert alike((short, short), ([0, None, None], [None, 0, 1]))[:2] == ([False, True, True], [True, False, False])
+    assert alike(([["quick"]], [["AutoPGD"]]), ([None], [1])) == ([], [], [])

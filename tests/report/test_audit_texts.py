@@ -141,6 +141,25 @@ def test_compared_audits_that_were_not_done_alike_say_so(three: list[AuditReport
     assert compare.differences(three[:1]) == []
 
 
+def test_compared_audits_that_faced_different_attacks_or_samples_say_so_by_threat(three: list[AuditReport]) -> None:
+    first, _, other = three
+    mixed = [item.attack for item in first.threats]
+    under = other.threats[0]
+    quicker = other.model_copy(
+        update={"threats": [under.model_copy(update={"attack": "AutoPGD (50 steps)"}), *other.threats[1:]]}
+    )
+    said = compare.differences([first, quicker])
+    assert said == [
+        f"Models faced different attacks under ℓ∞, ε = 8/255: {'; '.join(sorted({'AutoPGD (50 steps)', mixed[0]}))}."
+    ]
+    fewer = under.robust.model_copy(update={"of": under.robust.of - 1})
+    shorter = other.model_copy(update={"threats": [under.model_copy(update={"robust": fewer}), *other.threats[1:]]})
+    (sentence,) = compare.differences([first, shorter])
+    assert sentence.startswith("Different numbers of samples were judged under ℓ∞, ε = 8/255: ")
+    stronger = first.model_copy(update={"threats": [under.model_copy(update={"eps": 2 * under.eps})]})
+    assert compare.differences([first, stronger])[0].startswith("The audits used different threats: ")
+
+
 def test_the_compared_page_escapes_and_links(three: list[AuditReport]) -> None:
     text = compare.page(three, links=["one/report.html", "two/report.html", "three/report.html"])
     body = text[text.index("</style>") : text.index('id="figures"')]

@@ -2,6 +2,8 @@
 
 from pinchpoint.attack.apgd import apgd, apgd_to_the_end, targeted_apgd
 from pinchpoint.attack.deepfool import deepfool
+from pinchpoint.attack.differences import Differences, followable, pgd_by_differences
+from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
 from pinchpoint.attack.fgsm import fgsm
@@ -12,9 +14,11 @@ from pinchpoint.attack.objectives import (
     TargetedObjective,
     cross_entropy,
     dlr,
+    log_odds,
     logit_scale,
     margin,
     scaled_cross_entropy,
+    scaled_log_odds,
     targeted_dlr,
     targeted_margin,
 )
@@ -25,6 +29,8 @@ from pinchpoint.attack.universal import apply_universal, universal
 from pinchpoint.attack.universal_deepfool import universal_deepfool
 
 __all__ = [
+    "Differences",
+    "Doubt",
     "Objective",
     "TargetedObjective",
     "Threat",
@@ -36,13 +42,18 @@ __all__ = [
     "dlr",
     "fab",
     "fgsm",
+    "followable",
+    "gradient_doubt",
     "inner_pgd",
+    "log_odds",
     "logit_scale",
     "margin",
     "minimum_norm",
     "nearest_misclassified",
     "pgd",
+    "pgd_by_differences",
     "scaled_cross_entropy",
+    "scaled_log_odds",
     "square",
     "standard_ensemble",
     "targeted_apgd",

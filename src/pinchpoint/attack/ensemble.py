@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pinchpoint.answers import answer
 from pinchpoint.attack.apgd import apgd, targeted_apgd
+from pinchpoint.attack.differences import pgd_by_differences
+from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.fab import fab
 from pinchpoint.attack.gradient import at_once, attacking
-from pinchpoint.attack.objectives import logit_scale, scaled_cross_entropy, targeted_dlr, targeted_margin
+from pinchpoint.attack.objectives import logit_scale, scaled_log_odds, targeted_dlr, targeted_margin
 from pinchpoint.attack.samples import check_logits, check_points
 from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
@@ -26,6 +28,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 Version = Literal["standard", "quick"]
 
 _BATCH = 1024
+_QUERIES = 1000  # of Square where an ensemble without it turns out to need it
 
 
 def standard_ensemble(
@@ -44,9 +47,11 @@ def standard_ensemble(
     AutoPGD with cross-entropy, 50 steps; AutoPGD with targeted DLR, 50 steps towards each of 3 targets; Square with 300
     queries: about a fourteenth of the passes through the model for a sample that survives, and a weaker search.
 
-    Two things are ours: cross-entropy sees logits divided by their scale on x (``logit_scale``), so multiplying all
-    logits by a constant changes no verdict; and with fewer than four classes, where targeted DLR is not defined, the
-    targeted margin stands in, which the name says (``apgd-t-margin``).
+    Three things are ours: cross-entropy is raised as ``log_odds``, of logits rescaled where their spread on x is no ordinary
+    one (``logit_scale``), so multiplying all logits by a constant changes no verdict; with fewer than four classes, where
+    targeted DLR is not defined, the targeted margin stands in, which the name says (``apgd-t-margin``); and where the
+    gradient is not the function's (``gradient_doubt``) PGD along differences of answers comes before Square, alone with
+    it where there is no gradient at all.
 
     Args:
         model: returns logits.
@@ -68,7 +73,7 @@ def standard_ensemble(
         raise ThreatError("the ensemble's version must be standard or quick", version, "write one of the two")
     logits = _logits(model, x, seed)
     steps, targets, queries = (100, 9, 5000) if version == "standard" else (50, 3, 300)
-    cross_entropy = scaled_cross_entropy(logit_scale(logits))
+    cross_entropy = scaled_log_odds(logit_scale(logits))
     name, objective = ("apgd-t", targeted_dlr) if logits.shape[1] >= 4 else ("apgd-t-margin", targeted_margin)
 
     def untargeted(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
@@ -85,7 +90,16 @@ def standard_ensemble(
     if version == "standard":
         attacks["fab-t"] = partial(fab, steps=steps, targets=targets, batch_size=batch_size, seed=seed)
     attacks["square"] = partial(square, queries=queries, seed=seed)
-    return attacks
+    return doubted(attacks, gradient_doubt(model, x, seed=seed), seed)
+
+
+def doubted(attacks: dict[str, Attack], doubt: Doubt | None, seed: int) -> dict[str, Attack]:
+    """The attacks, and what needs no gradient where it is doubted; without those that follow it where there is none."""
+    if doubt is None:
+        return attacks
+    blind: dict[str, Attack] = {"square": attacks.get("square", partial(square, queries=_QUERIES, seed=seed))}
+    led = {name: attack for name, attack in attacks.items() if name not in blind} if doubt.differentiable else {}
+    return {**led, "pgd-differences": partial(pgd_by_differences, seed=seed), **blind}
 
 
 def _logits(model: nn.Module, x: Tensor, seed: int) -> Tensor:

@@ -167,7 +167,7 @@ def input_gradient(model: nn.Module, x: Tensor, values: Float[Tensor, "batch"], 
         raise ModelError(
             "a gradient attack needs a model that is differentiable in its input",
             f"no gradient from {type(model).__name__}",
-            "take rounding, thresholds and torch.no_grad() out of its forward pass",
+            "use square, which needs no gradient, or take detach(), torch.no_grad() and thresholds out of its forward pass",
         )
     return gradient.nan_to_num()
 

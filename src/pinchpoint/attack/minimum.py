@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
-from pinchpoint.attack.objectives import Objective, dlr, logit_scale, margin, scaled_cross_entropy
+from pinchpoint.attack.objectives import Objective, dlr, logit_scale, margin, scaled_log_odds
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
@@ -67,7 +67,7 @@ def minimum_norm(
         logits = checked_logits(model, x, y)
         if objectives is None:
             second = dlr if logits.shape[1] >= 3 else margin
-            objectives = (scaled_cross_entropy(logit_scale(logits)), second)
+            objectives = (scaled_log_odds(logit_scale(logits)), second)
         nearest = x.detach().clone()
         index = torch.nonzero(~fooled(logits, y)).squeeze(1)
         if threat.eps == 0 or len(index) == 0:

@@ -36,7 +36,8 @@ def pgd(
         y: labels.
         threat: ball and box.
         steps: gradient steps a restart.
-        step_size: in input units; 2.5 * eps / steps where None (Madry et al. 2018).
+        step_size: in input units; 4 * eps / steps where None, which in our trials (digits, MNIST; l_inf, l_2, l_1) left no
+            more standing than the 2.5 of Madry et al. 2018, and mostly less.
         momentum: share of the accumulated direction that is kept (gradients are added at l1 length 1), 0 for none.
         restarts: random starts; each attacks only what the ones before left standing.
         random_start: False starts at x itself.
@@ -59,7 +60,7 @@ def pgd(
     """
     check_steps(steps, restarts)
     x, y = check_samples(x, y, threat)
-    size = 2.5 * threat.eps / steps if step_size is None else step_size
+    size = 4.0 * threat.eps / steps if step_size is None else step_size
     with attacking(model, seed, x.device):
         logits = checked_logits(model, x, y)
         generator = torch.Generator().manual_seed(seed)

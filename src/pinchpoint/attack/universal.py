@@ -16,6 +16,7 @@ from pinchpoint.errors import DataError
 
 _LAST = 0.1  # of the first step's size
 _SHARE = 0.1  # of the entries that an l1 step moves
+_SPREAD = 8.0  # of the logits that cross-entropy sees: it weighs samples, and with a larger one leaves most of them out
 _BATCH = 1024  # samples at a time where all are looked at
 
 
@@ -71,7 +72,7 @@ def universal(
     x, y = check_samples(x, y, threat)
     first = threat.eps if step_size is None else step_size
     with attacking(model, seed, x.device):
-        scale = logit_scale(clean_logits(model, x, y))
+        scale = logit_scale(clean_logits(model, x, y), ordinary=(_SPREAD, _SPREAD), best=_SPREAD)
         raised = scaled_cross_entropy(scale) if objective is None else objective
         generator = torch.Generator().manual_seed(seed)
         ball = reach(threat)

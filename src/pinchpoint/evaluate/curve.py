@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, logit_scale, minimum_norm, scaled_cross_entropy
+from pinchpoint.attack import Threat, followable, logit_scale, minimum_norm, scaled_log_odds
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.objectives import dlr, margin
 from pinchpoint.attack.samples import check_logits, check_samples, check_threats
@@ -35,6 +35,8 @@ def smallest_eps(
     batch_size: int = BATCH,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch *shape"]]:
     """The smallest budget at which each sample was found to fall, and the example; both checked as any verdict is.
+
+    A model without a gradient is searched along differences of its answers.
 
     An upper bound on the true distance to the boundary. ``(eps > budget).mean()`` is the robust accuracy at that budget.
 
@@ -65,7 +67,8 @@ def smallest_eps(
     with eval_mode(model), one_answer(model, x):
         logits = logits_of(model, x, batch_size)
         check_logits(logits, y, len(x))
-        objectives = (scaled_cross_entropy(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
+        objectives = (scaled_log_odds(logit_scale(logits)), dlr if logits.shape[1] >= 3 else margin)
+        led = followable(model, x, threat, seed) if eps_max > 0 else model
         wrong = misclassified(logits, y)
         eps = torch.where(wrong, 0.0, torch.inf).double()
         examples = x.clone()
@@ -73,7 +76,7 @@ def smallest_eps(
             if len(rows) == 0:
                 break
             with in_batch(rows, len(x)):
-                found = minimum_norm(model, x[rows], y[rows], threat, steps=steps, objectives=objectives, seed=seed)
+                found = minimum_norm(led, x[rows], y[rows], threat, steps=steps, objectives=objectives, seed=seed)
                 found = found.float().to(x.dtype)
                 fell = misclassified(logits_of(model, found), y[rows]) & within(found, x[rows], threat)
             took = rows[fell]
@@ -144,7 +147,7 @@ def _searched(
         fallen = eps <= threat.eps
         adversarial = torch.where(fallen.reshape(-1, *(1,) * (x.ndim - 1)), examples, x)
         stage = [name if fell else "survived" for name, fell in zip(names, fallen.tolist(), strict=True)]
-        verdicts.append(Verdict(threat, fallen, adversarial, tuple(stage), 0))
+        verdicts.append(Verdict(threat, fallen, adversarial, tuple(stage), 0, ("minimum-norm",)))
     return verdicts
 
 

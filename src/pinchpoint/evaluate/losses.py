@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat, apgd_to_the_end, apply_universal, logit_scale, scaled_cross_entropy, universal
+from pinchpoint.attack import (
+    Threat,
+    apgd_to_the_end,
+    apply_universal,
+    followable,
+    logit_scale,
+    scaled_log_odds,
+    universal,
+)
 from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.attack.samples import check_samples
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
@@ -42,17 +50,21 @@ def loss_and_examples(
     """``adversarial_loss``, and what the same search found for a verdict: the point that raised the loss most or, where that
     is not misclassified, the first that was.
 
-    ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way and finds no more.
+    A model without a gradient is searched along differences of its answers (``attack.Differences``).
+
+    ``apgd-ce`` of ``default_attacks`` with these steps and this seed goes the same way from its first start and
+    finds no more from there.
     """
     x, y = check_samples(x, y, threat)
     with eval_mode(model), one_answer(model, x):
-        objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
+        led = followable(model, x, threat, seed) if threat.eps > 0 else model
+        objective = scaled_log_odds(logit_scale(logits_of(model, x)))
         loss, where = cross_entropy_loss(model, x, y), x.clone()
         if threat.eps == 0:
             return loss, where, where
         size = at_once(x, BATCH)
         parts = [
-            apgd_to_the_end(model, a, b, threat, steps=steps, objective=objective, seed=seed)
+            apgd_to_the_end(led, a, b, threat, steps=steps, objective=objective, seed=seed)
             for a, b in zip(x.split(size), y.split(size), strict=True)
         ]
         found, fooling = (torch.cat(points).float().to(x.dtype) for points in zip(*parts, strict=True))
@@ -80,7 +92,8 @@ def universal_accuracy(
     """
     x, y = check_samples(*test, threat)
     with eval_mode(model), one_answer(model, x):
-        delta = universal(model, *train, threat, steps=steps, at_a_time=at_a_time, seed=seed)
+        led = followable(model, train[0], threat, seed)
+        delta = universal(led, *train, threat, steps=steps, at_a_time=at_a_time, seed=seed)
         moved = apply_universal(x, delta[None], threat)
         wrong = misclassified(logits_of(model, moved), y)
         return 1.0 - float((wrong & within(moved, x, threat)).double().mean()), delta

@@ -16,15 +16,15 @@ from pinchpoint.attack import (
     Threat,
     apgd,
     cross_entropy,
+    gradient_doubt,
     logit_scale,
     margin,
-    scaled_cross_entropy,
+    scaled_log_odds,
     square,
 )
-from pinchpoint.attack.gradient import attacking, input_gradient, value_and_gradient
+from pinchpoint.attack.gradient import attacking, value_and_gradient
 from pinchpoint.attack.samples import check_logits, check_samples
-from pinchpoint.errors import ModelError
-from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.attacks import Attack, led_by_gradients
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
 from pinchpoint.evaluate.once import one_answer
@@ -70,7 +70,7 @@ def masking_warnings(
     'the gradient is zero at 2 of 2 samples'
     """
     x, y = check_samples(x, y, threat)
-    with attacking(model, seed, x.device), one_answer(model, x, warn=False) as doubt:
+    with attacking(model, seed, x.device), one_answer(model, x, warn=False) as varies:
         logits = logits_of(model, x)
         check_logits(logits, y, len(x))
         with torch.no_grad():
@@ -78,14 +78,18 @@ def masking_warnings(
         changed = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
         model.eval()
         found = [f"the model leaves eval mode when it is called ({', '.join(changed[:3])})"] if changed else []
-        found += _randomised(model, x[:samples], seed) or ([] if doubt is None else [doubt])
+        found += _randomised(model, x[:samples], seed) or ([] if varies is None else [varies])
         rows = torch.nonzero(~misclassified(logits, y)).squeeze(1)[:samples]
         if len(rows) == 0 or threat.eps == 0:
             return found
         some, labels = x[rows], y[rows]
-        if not _differentiable(model, some[:1]):
-            return [*found, "the model is not differentiable in its input, so gradient attacks say nothing about it"]
-        found += _gradients(model, some, labels)
+        doubt = gradient_doubt(model, some, samples=len(some), seed=seed)
+        if doubt is not None:
+            found.append(doubt.sentence)
+            if not doubt.differentiable:
+                return found
+        else:
+            found += _saturated(model, some, labels)
         found += _ascent(model, some, labels, threat, steps, seed)
         standing = None if verdict is None else ~verdict.fallen[rows]
         return found + _black_box(model, some, labels, threat, standing, steps, queries, seed)
@@ -108,30 +112,17 @@ def _randomised(model: nn.Module, x: Tensor, seed: int) -> list[str]:
     ]
 
 
-def _differentiable(model: nn.Module, x: Tensor) -> bool:
-    """Whether autograd finds a way from the logits back to the input."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        try:
-            input_gradient(model, x, answer(model, x).sum(1))
-        except ModelError:
-            return False
-        return True
-
-
-def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """Whether the gradient is zero, or float32 cross-entropy makes it so."""
+def _saturated(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """Whether float32 cross-entropy makes a gradient zero that is not."""
     samples = len(x)
     by_margin, by_loss = (_vanishes(model, x, y, objective) for objective in (margin, cross_entropy))
-    flat, saturated = int(by_margin.sum()), int((by_loss & ~by_margin).sum())
-    if flat > _MANY * samples:
-        return [f"the gradient is zero at {flat} of {samples} samples"]
-    if saturated > _MANY * samples:
-        return [
-            f"cross-entropy saturates in float32 at {saturated} of {samples} samples: its gradient is zero where that of "
-            "the margin is not, so attacks must rescale the logits"
-        ]
-    return []
+    saturated = int((by_loss & ~by_margin).sum())
+    if saturated <= _MANY * samples:
+        return []
+    return [
+        f"cross-entropy saturates in float32 at {saturated} of {samples} samples: its gradient is zero where that of "
+        "the margin is not, so attacks must rescale the logits"
+    ]
 
 
 def _vanishes(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Bool[Tensor, "batch"]:
@@ -142,7 +133,7 @@ def _vanishes(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> B
 
 def _ascent(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> list[str]:
     """More steps must raise the loss, a larger ball must not shelter more samples, and one as large as the box none."""
-    objective = scaled_cross_entropy(logit_scale(logits_of(model, x)))
+    objective = scaled_log_odds(logit_scale(logits_of(model, x)))
 
     def reached(eps: float, count: int) -> tuple[float, int]:
         """Mean loss, and how many samples stand."""
@@ -175,7 +166,7 @@ def _black_box(
     """Queries alone must not find what gradients did not."""
     if standing is None:
         standing = ~robust_accuracy(
-            model, x, y, threat, attacks=default_attacks(model, x, steps=steps, seed=seed)
+            model, x, y, threat, attacks=led_by_gradients(model, x, steps=steps, seed=seed)
         ).fallen
     left = int(standing.sum())
     if left == 0:

@@ -18,9 +18,10 @@ from pinchpoint.attack import (
     Threat,
     apply_universal,
     fgsm,
+    gradient_doubt,
     logit_scale,
     pgd,
-    scaled_cross_entropy,
+    scaled_log_odds,
     square,
     standard_ensemble,
     universal,
@@ -28,7 +29,7 @@ from pinchpoint.attack import (
 from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.bound import margins, radii_from_margins
 from pinchpoint.errors import ConfigError, ModelError, ThreatError
-from pinchpoint.evaluate.attacks import Attack, default_attacks
+from pinchpoint.evaluate.attacks import BLIND, Attack, default_attacks
 from pinchpoint.evaluate.certified import attack_certified, chosen
 from pinchpoint.evaluate.curve import smallest_eps
 from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
@@ -62,14 +63,16 @@ class Plan:
 
     Args:
         attack: ``standard`` and ``quick``: the ensembles of ``standard_ensemble``; ``apgd``: AutoPGD with cross-entropy,
-            then with DLR (the margin for two classes); ``pgd``: one random start; ``fgsm``; ``square``: queries only;
-            ``universal``: one perturbation for all, fitted on other data. Cross-entropy always sees rescaled logits.
+            then with DLR (the margin for two classes), which ``robust_accuracy`` runs by default; ``pgd``: one random start;
+            ``fgsm``; ``square``: queries only; ``universal``: one perturbation for all, fitted on other data. Logits whose
+            spread is no ordinary one are rescaled for all that raise cross-entropy (``logit_scale``).
         steps: of ``apgd`` (100), ``pgd`` (40) or ``universal`` (30), queries of ``square`` (5000).
         curve: number of budgets up to eps at which robust accuracy is read off a search for each sample's smallest
             (``smallest_eps``); 0 for no curve, and none beside ``square`` and ``universal``, which ask another question.
         certify_s: seconds to bound the model with first, so that samples whose certified radius covers eps need no attack;
             0 for none. l1 uses the radii in l2: an l1 ball lies in the l2 ball of its size.
-        checks: look for masked gradients (not after ``fgsm`` or ``universal``, which are too weak to tell).
+        checks: look for masked gradients (not after ``fgsm`` or ``universal``, which are too weak to tell). Whether the
+            gradient is the function's is looked at in any case.
         low_precision, batch_size: as in ``robust_accuracy``.
         seed: of everything drawn.
 
@@ -215,6 +218,8 @@ def _attacked(
         warnings += masking_warnings(
             model, data.x, data.y, threat, verdict=by_gradients, samples=_LOOKED_AT, seed=plan.seed
         )
+    elif (doubt := gradient_doubt(model, data.x, seed=plan.seed)) is not None:
+        warnings.append(doubt.sentence)
     examples = None
     if out is not None and state is not None:
         examples = out / f"{_file(threat)}.safetensors"
@@ -251,7 +256,7 @@ def _attacks(model: nn.Module, data: Samples, threat: Threat, plan: Plan) -> dic
     if name == "universal" and data.fit is not None:
         delta = universal(model, *data.fit, threat, steps=count, seed=seed)
         return {name: partial(_moved, delta)}
-    objective = scaled_cross_entropy(logit_scale(logits_of(model, data.x, plan.batch_size)))
+    objective = scaled_log_odds(logit_scale(logits_of(model, data.x, plan.batch_size)))
     if name == "fgsm":
         return {name: partial(fgsm, objective=objective, seed=seed)}
     return {name: partial(pgd, steps=count, objective=objective, seed=seed)}
@@ -294,7 +299,7 @@ def _by_gradients(verdict: Verdict, attack: str) -> Verdict | None:
     """The verdict as gradients alone reached it; None where no gradient was followed to the end."""
     if attack not in _WHITE_BOX:
         return None
-    blind = torch.tensor([name == "square" for name in verdict.stage], device=verdict.fallen.device)
+    blind = torch.tensor([name in BLIND for name in verdict.stage], device=verdict.fallen.device)
     return replace(verdict, fallen=verdict.fallen & ~blind)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, apply_universal, square, universal
 from pinchpoint.attack.samples import check_logits, check_samples
 from pinchpoint.errors import ModelError, PinchpointError
-from pinchpoint.evaluate.attacks import Attack
+from pinchpoint.evaluate.attacks import Attack, Suite
 from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
 from pinchpoint.evaluate.losses import adversarial_loss
@@ -108,7 +108,7 @@ def access(
     y: Int[Tensor, "batch"],
     threat: Threat,
     *,
-    attacks: dict[str, Attack] | None = None,
+    attacks: dict[str, Attack] | Suite | None = None,
     attack: Attack | None = None,
     queries: int = 1000,
     batch_size: int = BATCH,
@@ -120,7 +120,7 @@ def access(
         model: the one attacked.
         surrogates: models by name on which examples are made for it; may be empty.
         x, y, threat, batch_size: as in ``transfer_matrix``.
-        attacks: the white-box ones (``robust_accuracy``); ``default_attacks`` where None.
+        attacks: the white-box ones, as in ``robust_accuracy``.
         attack: makes examples on the surrogates, as in ``transfer_matrix``.
         queries: answers asked of the model for a sample, at most, by the Square attack.
         seed: of the transfer attack and of Square.

@@ -31,6 +31,8 @@ class Verdict:
         stage: per sample ``clean`` (wrong without attack), ``certified`` (no attack can succeed), the name of the
             attack that settled it, or ``survived``.
         rejected: examples that fooled the model but lay outside ball or box; they do not count.
+        attacks: what was run on the samples that stood, in turn (``known``: examples from elsewhere).
+        warnings: why the gradient is not to be believed, where attacks were chosen by name.
     """
 
     threat: Threat
@@ -38,10 +40,12 @@ class Verdict:
     adversarial: Float[Tensor, "batch *shape"]
     stage: tuple[str, ...]
     rejected: int
+    attacks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of samples no example has fooled."""
+        """Share of samples no example has fooled: of ``attacks``, so others may leave less."""
         return 1.0 - float(self.fallen.double().mean())
 
     @property

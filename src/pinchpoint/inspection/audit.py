@@ -19,7 +19,7 @@ from pinchpoint.inspection import words
 from pinchpoint.inspection.clock import Clock, Told
 from pinchpoint.inspection.drawn_up import drawn_up
 from pinchpoint.inspection.effort import Effort
-from pinchpoint.inspection.shares import paired
+from pinchpoint.inspection.shares import alike, paired
 from pinchpoint.inspection.work import Work
 from pinchpoint.learn.data import AnyDataset, DataConfig, Dataset, load
 from pinchpoint.learn.device import device_of
@@ -49,7 +49,8 @@ def audit(
         data: a name (``cifar10``, ``npz:PATH``, ``imagefolder:PATH``, ...), a configuration, data, or inputs in [0, 1] and
             labels: then those behind the first ``samples`` are what universal perturbations and trials are fitted on.
         threats: ``norm:eps`` in pixels.
-        against: another model, judged on the same samples: ``comparison`` says what changed from ``model`` to it.
+        against: another model, judged on the same samples: ``comparison`` says what changed from ``model`` to it. Under a
+            budget one may be attacked for longer; they are compared where both faced the same attacks, which it names.
         samples: test samples, the first ones.
         budget: seconds in all; None for as long as it takes. A first look at everything is had whatever it is.
         standard: attack by the standard ensemble in the end, else by the quick one alone.
@@ -90,16 +91,20 @@ def audit(
         works.append(work)
     if len(reports) == 1:
         return reports[0]
-    alike = min(len(work.x) for work in works)
-    right = [work.right[:alike].tolist() for work in works]
+    count = min(len(work.x) for work in works)
+    right = [work.right[:count].tolist() for work in works]
     rows = [paired("clean_accuracy", right[0], right[1])]
+    untested = []
     for number, threat in enumerate(asked):
-        both = [work.judging[number] for work in works]
-        count = min(one.judged for one in both)
-        standing = [(~one.fallen[:count]).tolist() for one in both]
-        rows.append(paired("robust_accuracy", standing[0], standing[1], norm=threat.norm, eps=threat.eps))
+        one, other = (work.judging[number] for work in works)
+        *standing, faced = alike((one.trials, other.trials), (one.felled, other.felled))
+        if faced:
+            row = paired("robust_accuracy", standing[0], standing[1], norm=threat.norm, eps=threat.eps)
+            rows.append(row.model_copy(update={"attacks": words.faced(faced)}))
+        else:
+            untested.append((threat, one.name, other.name))
     first, second = (report.subject.name for report in reports)
-    comparison = words.comparison(first, second if second != first else f"the other {second}", rows)
+    comparison = words.comparison(first, second if second != first else f"the other {second}", rows, untested)
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
 
 

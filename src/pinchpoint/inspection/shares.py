@@ -29,6 +29,38 @@ def counted(right: Sequence[bool]) -> Share:
     return share(sum(right), len(right))
 
 
+def alike(
+    trials: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]],
+    felled: tuple[Sequence[int | None], Sequence[int | None]],
+) -> tuple[list[bool], list[bool], list[tuple[str, ...]]]:
+    """Which of the same samples stand of two models, under the attacks that both were due for and nothing else.
+
+    A sample is judged after as many trials as make the same set of attacks for both models. That depends on what it was
+    due for and never on what became of it, so no model gains by it. Samples without such a set are left out.
+
+    Args:
+        trials: of each model, the attacks each sample was due for, in turn.
+        felled: of each model, after how many of its trials each sample had fallen; None where it stands after all of them.
+
+    Returns:
+        Whether each sample that can be compared stands, of the first model and of the second; and what both faced on it.
+
+    >>> trials = [["AutoPGD"], ["AutoPGD", "standard"]], [["AutoPGD", "standard"], ["AutoPGD", "standard"]]
+    >>> alike(trials, ([None, None], [2, 2]))
+    ([True, True], [True, False], [('AutoPGD',), ('AutoPGD', 'standard')])
+    """
+    standing: tuple[list[bool], list[bool]] = ([], [])
+    faced = []
+    for first, second, *fell in zip(*trials, *felled, strict=False):
+        shared = [n for n in range(1, min(len(first), len(second)) + 1) if set(first[:n]) == set(second[:n])]
+        if not shared:
+            continue
+        faced.append(tuple(first[: shared[-1]]))
+        for model, after in zip(standing, fell, strict=True):
+            model.append(after is None or after > shared[-1])
+    return *standing, faced
+
+
 def paired(
     metric: str, first: Sequence[bool], second: Sequence[bool], norm: ThreatNorm | None = None, eps: float | None = None
 ) -> Paired:

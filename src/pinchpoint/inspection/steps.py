@@ -178,7 +178,7 @@ def attack(
         budgets = sorted({*threat.curve, threat.eps})
         quick = default_attacks(model, x, steps=config.curve_steps, seed=seed)
         thorough = default_attacks(model, x, steps=config.steps, seed=seed)
-        del thorough["apgd-ce"]  # which would go the way of the search for the loss once more
+        thorough.pop("apgd-ce", None)  # which would go the way of the search for the loss once more
         below = robust_curve(model, x, y, [threat.threat(eps) for eps in budgets if eps < threat.eps], attacks=quick)
         if below:  # what a smaller budget found holds here too
             fell = below[-1].fallen.reshape(-1, *(1,) * (x.ndim - 1))

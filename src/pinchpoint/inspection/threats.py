@@ -69,6 +69,8 @@ class Judging:
     Attributes:
         losses, where: of the samples looked at, the largest cross-entropy found and the points that have it.
         attacked: the attacked images of the same samples.
+        trials: of each sample, the attacks it was due for, in turn; what had fallen before counts as having faced them.
+        felled: after how many of its trials each sample had fallen: 0 where it is wrong without any; None where it stands.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Judging:
         self.fallen: Bool[Tensor, "batch"] = torch.zeros(len(x), dtype=torch.bool)
         self.smallest = torch.full((len(x),), torch.inf, dtype=torch.float64)
         self.stage: list[str] = []
+        self.trials: list[list[str]] = []
+        self.felled: list[int | None] = []
         self.losses: Tensor = torch.zeros(0)
         self.where = self.attacked = x[:0]
         self.quick = self.sharpened = self.searched = self.tested = 0
@@ -111,6 +115,7 @@ class Judging:
             self.stage += ["apgd-ce" if name == "known" else name for name in verdict.stage]
             self.attacked = torch.cat([self.attacked, verdict.adversarial])
             self.fallen[rows] = verdict.fallen.cpu()
+            self._note(rows.start, rows.stop, self._autopgd)
             clock.say(self._so_far())
         self.losses, self.where = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:2])
 
@@ -124,9 +129,11 @@ class Judging:
             room = self._room("AutoPGD", clock, reserve, self._size)
             index = torch.arange(self.judged, min(self.judged + room, len(self.x)))
             attacks = default_attacks(self.model, self.x[index], steps=self._steps, seed=self.seed)
+            name = next(iter(attacks))  # the one that comes first: along gradients, where there are any
             with self._timed("AutoPGD", len(index), clock, reserve):
-                verdict = self._judge(index, {"apgd-ce": attacks["apgd-ce"]})
+                verdict = self._judge(index, {name: attacks[name]})
             self._take(index, verdict)
+            self._note(int(index[0]), int(index[-1]) + 1, self._autopgd)
             clock.say(self._so_far())
 
     def quickly(self, clock: Clock, reserve: float = 0.0) -> None:
@@ -153,18 +160,21 @@ class Judging:
         known = first < self.judged
         rows = [row for row in range(first, last) if not known or self.stage[row] == "survived"]
         if not rows:
+            self._note(first, last, version)
             return last
         what = f"{version} again" if known else version
         some = rows[: self._room(what, clock, reserve, self._size if version == "quick" else max(1, self._size // 4))]
         index = torch.tensor(some)
         attacks = standard_ensemble(self.model, self.x[index], version=version, seed=self.seed)
         if version == "quick" and known and self._steps >= _QUICK:
-            del attacks["apgd-ce"]  # which would go the way of the first look once more
+            attacks.pop("apgd-ce", None)  # which would go the way of the first look once more
         with self._timed(what, len(some), clock, reserve):
             verdict = self._judge(index, attacks)
         self._take(index, verdict)
+        reached = some[-1] + 1 if len(some) < len(rows) else last
+        self._note(first, reached, version)
         clock.say(self._so_far())
-        return some[-1] + 1 if len(some) < len(rows) else last
+        return reached
 
     def search(self, clock: Clock, most: int, reserve: float = 0.0, steps: int = 30) -> None:
         """Find the smallest budget at which each judged sample falls, of ``most`` in all, for the curve; also what that
@@ -190,6 +200,7 @@ class Judging:
                     if row < len(self.attacked):
                         self.attacked[row] = examples[place]
             self.searched = rows.stop
+            self._note(rows.start, rows.stop, f"the search for the smallest budget ({steps} steps)")
 
     def test_certificates(self, clock: Clock, reserve: float = 0.0) -> None:
         """Attack some of the certified samples as well, which must withstand.
@@ -239,7 +250,7 @@ class Judging:
     @property
     def name(self) -> str:
         """The attack that a sample had to survive."""
-        reached = {"standard": self.sharpened, "quick": self.quick, f"AutoPGD ({self._steps} steps)": self.judged}
+        reached = {"standard": self.sharpened, "quick": self.quick, self._autopgd: self.judged}
         parts, before = list[tuple[str, str]](), 0
         for name, count in reached.items():
             if count > before:
@@ -247,6 +258,20 @@ class Judging:
                 parts.append((name, rest if parts else f"the first {count}"))
                 before = count
         return parts[0][0] if len(parts) == 1 else ", ".join(f"{name} for {which}" for name, which in parts)
+
+    @property
+    def _autopgd(self) -> str:
+        return f"AutoPGD ({self._steps} steps)"
+
+    def _note(self, first: int, last: int, attack: str) -> None:
+        """Samples from ``first`` until before ``last`` were due for an attack, and this is what it left of them."""
+        for row in range(first, last):
+            if row == len(self.trials):
+                self.trials.append([])
+                self.felled.append(0 if self.stage[row] == "clean" else None)
+            self.trials[row].append(attack)
+            if self.felled[row] is None and self.fallen[row]:
+                self.felled[row] = len(self.trials[row])
 
     def _certified(self, eps: float) -> Tensor:
         assert self.radii is not None

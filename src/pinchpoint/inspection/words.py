@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from pinchpoint.attack import Threat
 from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
 from pinchpoint.written import budget
 
@@ -69,12 +71,34 @@ def compared(comparison_rows: Sequence[Paired], first: str, second: str) -> list
             said.append(f"{what} is {abs(points):.1f} points {way} in {second} than in {first} ({sure}).")
         else:
             said.append(f"{what}: no difference beyond chance ({points:+.1f} points, {sure}).")
+        if row.attacks:
+            said[-1] += f" Both faced {row.attacks}."
     return said
 
 
-def comparison(first: str, second: str, rows: list[Paired]) -> Comparison:
-    """The record, with its sentences."""
-    return Comparison(first=first, second=second, rows=rows, said=compared(rows, first, second))
+def faced(attacks: Sequence[tuple[str, ...]]) -> str:
+    """What each of these samples faced, counted.
+
+    >>> faced([("AutoPGD (50 steps)",), ("AutoPGD (50 steps)", "quick"), ("AutoPGD (50 steps)", "quick")])
+    'AutoPGD (50 steps) and quick on 2 samples, AutoPGD (50 steps) on 1 sample'
+    """
+    counts = sorted(Counter(tuple(sorted(one)) for one in attacks).items(), key=lambda item: -item[1])
+    return ", ".join(f"{_joined(names)} on {count} sample{'s'[: count > 1]}" for names, count in counts)
+
+
+def comparison(
+    first: str, second: str, rows: list[Paired], untested: Sequence[tuple[Threat, str, str]] = ()
+) -> Comparison:
+    """The record, with its sentences. ``untested`` are threats under which no sample faced the same attacks of both models,
+    and what each model faced."""
+    said = compared(rows, first, second)
+    for threat, one, other in untested:
+        what = f"Robust accuracy under {_NORMS[threat.norm]} {budget(threat.norm, threat.eps)}"
+        said.append(
+            f"{what} is not compared: no sample faced the same attacks of both ({one} for {first}, {other} for {second}); "
+            "give more time."
+        )
+    return Comparison(first=first, second=second, rows=rows, said=said)
 
 
 def _percent(one: Share) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pinchpoint.attack import Threat
+from pinchpoint.attack import Threat, followable, gradient_doubt
 from pinchpoint.attack.gradient import at_once
 from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.evaluate import cross_entropy_loss, logits_of, universal_accuracy
@@ -191,7 +191,11 @@ class Work:
         """What the time that is left allows."""
         self.piece = piece(self.model, self.x)
         some = slice(0, self.piece)
-        passing = pass_seconds(self.model, self.x[some], self.y[some]) if math.isfinite(self.clock.left) else 0.0
+        doubt = gradient_doubt(self.model, self.x[some], seed=self.seed)
+        if doubt is not None:
+            self.warnings.append(f"{doubt.sentence}; attacks that need none were added")
+        led = followable(self.model, self.x[some], self.threats[0], self.seed)
+        passing = pass_seconds(led, self.x[some], self.y[some]) if math.isfinite(self.clock.left) else 0.0
         self.effort = self.effort.within(self.clock.left, passing, len(self.threats))
 
     def _bound(self, threat: Threat) -> None:

@@ -125,7 +125,8 @@ class Trial(Record):
 
 class Paired(Record):
     """Two models on the same samples. ``both`` ... ``neither`` count samples that are right under this threat;
-    ``difference`` is second minus first with its 95 % interval (paired), ``p_value`` of McNemar's exact test."""
+    ``difference`` is second minus first with its 95 % interval (paired), ``p_value`` of McNemar's exact test. ``attacks``
+    are those that both models faced on them, and the only ones that count here; empty where there is no threat."""
 
     metric: str
     norm: ThreatNorm | None
@@ -140,6 +141,7 @@ class Paired(Record):
     low: float
     high: float
     p_value: Portion
+    attacks: str = ""
 
 
 class Comparison(Record):

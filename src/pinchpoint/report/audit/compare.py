@@ -104,11 +104,19 @@ def differences(reports: Sequence[AuditReport]) -> list[str]:
         ("data", {report.data.name for report in reports}),
         ("numbers of samples", {str(report.data.count) for report in reports}),
         ("seeds", {str(report.seed) for report in reports}),
-        ("attacks", {item.attack for report in reports for item in report.threats}),
         ("threats", {", ".join(words.threat(item.norm, item.eps) for item in report.threats) for report in reports}),
     ):
         if len(values) > 1:
             found.append(f"The audits used different {what}: {'; '.join(sorted(values))}.")
+    for norm, eps in _threats(reports):
+        under = [item for report in reports if (item := _under(report, norm, eps)) is not None]
+        attacks = {item.attack for item in under}
+        judged = {str(item.robust.of) for item in under}
+        threat = words.threat(norm, eps)
+        if len(attacks) > 1:
+            found.append(f"Models faced different attacks under {threat}: {'; '.join(sorted(attacks))}.")
+        if len(judged) > 1:
+            found.append(f"Different numbers of samples were judged under {threat}: {'; '.join(sorted(judged))}.")
     return found
 
 

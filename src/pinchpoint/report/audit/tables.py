@@ -252,5 +252,5 @@ def compared(both: Comparison) -> Table:
         Head("only the second", "discordant"),
         Head("neither"),
     ]
-    caption = f"{both.first} and {both.second} on the same samples."
+    caption = f"{both.first} and {both.second} on the same samples, under attacks that both faced."
     return Table("compared", caption, heads, rows, groups(heads))
