@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from pinchpoint.attack import Differences, Threat, apgd, followable, pgd_by_differences, standard_ensemble
+from oracles.as_user import refused
+from pinchpoint.attack import (
+    Differences,
+    Threat,
+    apgd,
+    followable,
+    gradient_doubt,
+    pgd_by_differences,
+    standard_ensemble,
+)
 from pinchpoint.attack.gradient import fooled
+from pinchpoint.attack.samples import check_points
+from pinchpoint.errors import DataError, ThreatError
 from pinchpoint.evaluate import default_attacks, robust_accuracy, smallest_eps
 
 
@@ -92,3 +103,48 @@ def test_the_smallest_budgets_of_a_model_without_gradient(trained, digits):
     both = torch.isfinite(exact) & torch.isfinite(estimated) & (exact > 0)
     assert int(both.sum()) > 30
     assert float((estimated[both] / exact[both]).median()) < 1.4
+
+
+class Squeezed(Detached):
+    """Answers of one sample come without their batch."""
+
+    def forward(self, x):
+        return super().forward(x).squeeze(0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_sample_may_be_answered_without_its_batch(trained, digits):
+    x, y, threat = digits.x_test[:20], digits.y_test[:20], Threat("linf", 0.08)
+    squeezed, plain = (pgd_by_differences(model(trained), x, y, threat, steps=10) for model in (Squeezed, Detached))
+    assert torch.equal(squeezed, plain)
+    for sample in range(4):
+        of_one, labels = x[sample : sample + 1], y[sample : sample + 1]
+        squeezed, plain = (
+            pgd_by_differences(model(trained), of_one, labels, threat, steps=10) for model in (Squeezed, Detached)
+        )
+        assert torch.equal(squeezed, plain)
+
+
+def test_samples_are_read_as_other_attacks_read_them(trained, digits):
+    x, y, threat = digits.x_test[:3], digits.y_test[:3], Threat("linf", 0.1)
+    model = Detached(trained)
+    assert not pgd_by_differences(model, x.clone().requires_grad_(), y, threat, steps=2).requires_grad
+    outside = x.clone()
+    outside[0, 0, 0, 0] = 1.5
+    wrong = (trained(outside).argmax(1) + 1) % 10  # so that nothing is left to attack
+    for other in (x[:0], x.byte(), x.numpy(), outside, x * torch.nan):
+        with pytest.raises(DataError) as expected:
+            check_points(other, threat)
+        with refused(DataError, str(expected.value)):
+            pgd_by_differences(model, other, wrong, threat)
+        with refused(DataError, str(expected.value)):
+            followable(model, other, threat)
+    for other in (x[:0], x.byte(), x.numpy()):
+        with pytest.raises(DataError) as expected:
+            check_points(other)
+        with refused(DataError, str(expected.value)):
+            gradient_doubt(model, other)
+    with refused(
+        ThreatError, 'a threat must be a pinchpoint.Threat, but got 0.1; write for example Threat("linf", 8 / 255).'
+    ):
+        pgd_by_differences(model, x, y, 0.1)

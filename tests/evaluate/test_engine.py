@@ -326,3 +326,5 @@ def test_attacks_that_go_by_a_name(trained, digits):
         ThreatError, "attacks that go by a name are apgd, quick, standard, but got autoattack; write one of these."
     ):
         robust_accuracy(trained, x, y, threat, attacks="autoattack")
+    with refused(ThreatError, "attacks that go by a name are apgd, quick, standard, but got ; write one of these."):
+        robust_accuracy(trained, x, y, threat, attacks="")

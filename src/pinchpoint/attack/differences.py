@@ -17,6 +17,7 @@ from pinchpoint.attack.doubt import margin_gradient
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.pgd import pgd
+from pinchpoint.attack.samples import check_points, check_samples
 from pinchpoint.attack.threat import Threat
 
 _STEP = 0.5  # of the differences, in budgets spread evenly over the entries: across rounding of that size
@@ -75,7 +76,8 @@ class _Estimated(torch.autograd.Function):
 def _answers(model: nn.Module, x: Tensor) -> Tensor:
     answers = called(model, x)
     assert isinstance(answers, Tensor)  # attacks have looked at what the model returns
-    return answers.detach()
+    alone = len(x) == 1 and answers.ndim == 1  # one sample's logits without a batch, as ``answer`` takes them too
+    return (answers[None] if alone else answers).detach()
 
 
 def difference_step(threat: Threat, x: Float[Tensor, "batch *shape"], share: float = _STEP) -> float:
@@ -98,6 +100,7 @@ def followable(model: nn.Module, x: Float[Tensor, "batch *shape"], threat: Threa
     >>> type(followable(nn.Sequential(nn.Linear(4, 2), nn.Threshold(9.0, 0.0)), x, threat)).__name__
     'Differences'
     """
+    x = check_points(x, threat)
     with attacking(model, seed, x.device):
         gradient = margin_gradient(model, x[:_FEW])
     if gradient is not None and bool((gradient != 0).any()):
@@ -129,6 +132,7 @@ def pgd_by_differences(
     >>> x_adv.argmax(1).item()
     1
     """
+    x, y = check_samples(x, y, threat)
     found = x
     for share in (_STEP, _FINER):
         with attacking(model, seed, x.device):

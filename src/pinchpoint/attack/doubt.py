@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import attacking
 from pinchpoint.attack.objectives import margin
+from pinchpoint.attack.samples import check_points
 
 _MANY = 0.1  # share of samples from which a fault is reported
 _DIRECTIONS = 4
@@ -69,6 +70,7 @@ def gradient_doubt(
     >>> gradient_doubt(Probe(), x).sentence
     'the gradient is contradicted by finite differences at 8 of 8 samples'
     """
+    x = check_points(x)
     rows = torch.linspace(0, len(x) - 1, min(samples, len(x)), device=x.device).round().long()
     some = x[rows].detach()
     with attacking(model, seed, x.device):

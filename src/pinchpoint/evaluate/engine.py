@@ -135,7 +135,7 @@ def _chosen(
     """The attacks; and why some were added that need no gradient, which is also said to whoever called."""
     if isinstance(attacks, Mapping):
         return dict(attacks), ()
-    chosen = suite(attacks or "apgd", model, x, batch_size=batch_size)
+    chosen = suite("apgd" if attacks is None else attacks, model, x, batch_size=batch_size)
     doubt = gradient_doubt(model, x) if "pgd-differences" in chosen else None
     if doubt is None:
         return chosen, ()
