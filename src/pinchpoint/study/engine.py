@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pinchpoint.errors import PinchpointError
+from pinchpoint.study import store
 from pinchpoint.study.graph import Key
 
 
@@ -201,15 +202,15 @@ def attempt(job: Job) -> object:
     try:
         return job.call(*job.arguments)
     except SystemExit:
-        os._exit(143)  # passed on, the pool would catch it and hand this process the next job
+        os._exit(143)  # of a user's code; passed on, the pool would catch it and hand this process the next job
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _leave(number: int, frame: object) -> None:
-    """Lets the temporary directory of the stage in hand be removed, whoever else asks meanwhile."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(143)
+    """Clears away what is half-written and ends. Nothing is raised: inside a call-back of compiled code it would be lost."""
+    store.remove_half_written()
+    os._exit(143)
 
 
 def _begin() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Summary
 from pinchpoint.study import tables
-from pinchpoint.study.store import Writing, mark
+from pinchpoint.study.store import Writing, half_written
 
 
 def belongs_to(folder: Path, study: str) -> None:
@@ -53,7 +52,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """
     with Writing(path.parent, "folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=mark()) as temporary:
+        with half_written(path.parent) as temporary:
             write(Path(temporary) / path.name)
             (Path(temporary) / path.name).replace(path)
     return path

@@ -25,7 +25,7 @@ from pinchpoint.errors import ConfigError, PinchpointError, StoreError
 from pinchpoint.records import StageRecord
 from pinchpoint.study import tables
 from pinchpoint.study.graph import Key, Kind
-from pinchpoint.study.store import DONE, FAILED, RECORD, Store, at_it, mark, me
+from pinchpoint.study.store import DONE, FAILED, RECORD, Store, at_it, half_written, me
 
 _KEPT = 8
 """Stages whose files a process holds copies of; the one in hand needs three at most."""
@@ -87,7 +87,7 @@ class RemoteStore(Store):
         there = f"{self._base}/{DONE}/{key[0]}/{key[1]}/"
         names = [path.removeprefix(there) for path in self._find(there)]
         names = [name for name in names if name != RECORD and ".." not in name]
-        with self.writing(), tempfile.TemporaryDirectory(dir=self.root, prefix=mark()) as temporary:
+        with self.writing(), half_written(self.root) as temporary:
             if self.has(key):
                 work = Path(temporary) / key[1]
                 work.mkdir()
@@ -125,7 +125,7 @@ class RemoteStore(Store):
         Raises:
             StoreError: where it cannot be written.
         """
-        with self.writing(), tempfile.TemporaryDirectory(dir=self.root, prefix=mark()) as temporary:
+        with self.writing(), half_written(self.root) as temporary:
             work = Path(temporary)
             record = fill(work)
             tables.write(tables.frame(key[0], [record]), work / RECORD)
@@ -263,7 +263,7 @@ class RemoteStore(Store):
         """Files, each to its place; many at a time, where the service can."""
         if not paths:
             return
-        with self.writing(), tempfile.TemporaryDirectory(dir=self.root, prefix=mark()) as temporary:
+        with self.writing(), half_written(self.root) as temporary:
             fetched = [str(Path(temporary) / str(number)) for number in range(len(paths))]
             with self._asking():
                 self._files.get(paths, fetched)

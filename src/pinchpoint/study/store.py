@@ -34,6 +34,8 @@ _STALE = 120.0
 """Seconds after which a claim that its driver has not renewed is nobody's."""
 _EMPTY = 5.0
 """Seconds that a driver may take from making a claim to writing its name into it."""
+_writing: dict[Path, int] = {}
+"""Folders in which this process writes something now, and how many things."""
 
 
 class Store:
@@ -172,7 +174,7 @@ class Store:
         """
         with self.writing():
             self.folder(key).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary:
+            with half_written(self.root) as temporary:
                 work = Path(temporary) / key[1]
                 work.mkdir()
                 record = fill(work)
@@ -193,7 +195,7 @@ class Store:
         """Take a stage out, at once, as it came, whether it failed or not; segments of its kind go too."""
         with (
             self.writing(),
-            tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary,
+            half_written(self.root) as temporary,
         ):
             self._drop_segments(key[0])
             for where in (DONE, FAILED):
@@ -223,7 +225,7 @@ class Store:
         with self.writing():
             path = self.root / "segments" / kind / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=mark()) as temporary:
+            with half_written(self.root) as temporary:
                 tables.write(table, Path(temporary) / path.name)
                 (Path(temporary) / path.name).replace(path)
 
@@ -293,7 +295,7 @@ class Store:
         """Take a claim of nobody away. Where another driver was quicker, and it is its claim by now, it is put back."""
         with (
             contextlib.suppress(FileNotFoundError),
-            tempfile.TemporaryDirectory(dir=self.root, prefix=mark(), ignore_cleanup_errors=True) as temporary,
+            half_written(self.root) as temporary,
         ):
             aside = path.rename(Path(temporary) / path.name)
             if self._alive(aside, mine):
@@ -363,6 +365,24 @@ def _runs(process: int) -> bool:
 def mark() -> str:
     """Names of half-written things say whose they are."""
     return f".writing-{_host()}-{os.getpid()}-"
+
+
+@contextlib.contextmanager
+def half_written(folder: Path) -> Iterator[str]:
+    """A directory in ``folder`` for what is being written; gone in the end, also where the process is terminated."""
+    _writing[folder] = _writing.get(folder, 0) + 1
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=mark(), ignore_cleanup_errors=True) as temporary:
+            yield temporary
+    finally:
+        _writing[folder] -= 1
+
+
+def remove_half_written() -> None:
+    """For a process that ends now: what it was writing goes."""
+    for folder in [folder for folder, count in _writing.items() if count]:
+        for directory in folder.glob(f"{mark()}*"):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _host() -> str:
