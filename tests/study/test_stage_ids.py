@@ -23,8 +23,8 @@ def identities(name: str, scale: str) -> dict[str, str]:
     for kind, stage_id in plan(catalogue(name, scale)).stages:
         ids.setdefault(kind, set()).add(stage_id)
     return {
-        kind: f"{len(names)} {hashlib.sha256(''.join(sorted(names)).encode()).hexdigest()[:16]}"
-        for kind, names in sorted(ids.items())
+        kind: f"{len(stage_ids)} {hashlib.sha256(''.join(sorted(stage_ids)).encode()).hexdigest()[:16]}"
+        for kind, stage_ids in sorted(ids.items())
     }
 
 
