@@ -16,7 +16,7 @@ from benchmarks.common import interleaved, ratio, table
 from pinchpoint.compress import AlignmentPenalty, GroupLasso, NuclearNorm, Penalty, SpreadControl
 from pinchpoint.compress.polar import PolarMemory
 from pinchpoint.learn import Dataset, ModelConfig, TrainConfig, build, load, train
-from pinchpoint.learn.data import DataConfig
+from pinchpoint.learn.data_config import DataConfig
 from pinchpoint.learn.models import CifarResNetConfig
 
 Step = Callable[[], None]

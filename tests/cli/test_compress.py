@@ -188,7 +188,7 @@ def test_an_interruption_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 
 def test_every_name_of_data_is_in_the_help():
     from pinchpoint.cli.options import DATA_NAMES
-    from pinchpoint.learn.data import FILE_KINDS, NPZ_NAMES
+    from pinchpoint.learn.data_config import FILE_KINDS, NPZ_NAMES
 
     names = ("digits", *NPZ_NAMES, "npz:PATH", *(f"{kind}:PATH" for kind in FILE_KINDS), "torchvision:NAME")
     assert all(name in DATA_NAMES for name in names)

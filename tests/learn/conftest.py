@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pinchpoint.learn import Dataset, load
-from pinchpoint.learn.data import DataConfig
+from pinchpoint.learn.data_config import DataConfig
 
 
 class Trap:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from oracles.as_user import refused
 from pinchpoint.errors import CheckpointError, DataError, ModelError, PinchpointError
 from pinchpoint.learn import DataConfig, load
-from pinchpoint.learn.data import NPZ_NAMES
+from pinchpoint.learn.data_config import NPZ_NAMES
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
 from pinchpoint.learn.source import fitting, open_model
 from pinchpoint.learn.weights import read_tensors

@@ -91,7 +91,8 @@ def audit(
     from pinchpoint.inspection import clock, gate
     from pinchpoint.inspection.audit import audit as run
     from pinchpoint.inspection.audit import parsed
-    from pinchpoint.learn.data import DataConfig, load
+    from pinchpoint.learn.data import load
+    from pinchpoint.learn.data_config import DataConfig
     from pinchpoint.report.audit.files import check_folder, write
 
     if fail_if is not None:

@@ -208,7 +208,8 @@ def _prepare(
     from pinchpoint.attack import Threat
     from pinchpoint.configfile import assignments, overridden, validate
     from pinchpoint.errors import ConfigError
-    from pinchpoint.learn.data import DataConfig, load
+    from pinchpoint.learn.data import load
+    from pinchpoint.learn.data_config import DataConfig
     from pinchpoint.learn.device import device_of
     from pinchpoint.learn.source import fitting
     from pinchpoint.recipe import Recipe

@@ -122,7 +122,8 @@ def open_with(
 ) -> tuple[Source, AnyDataset]:
     """Model and data that fit each other, the normalisation known; what was assumed is told on stderr."""
     from pinchpoint.learn import source as sources
-    from pinchpoint.learn.data import DataConfig, load
+    from pinchpoint.learn.data import load
+    from pinchpoint.learn.data_config import DataConfig
 
     content = load(DataConfig(name=data, image_size=image_size))
     source = sources.fitting(

@@ -21,7 +21,8 @@ from pinchpoint.inspection.drawn_up import drawn_up
 from pinchpoint.inspection.effort import Effort
 from pinchpoint.inspection.shares import alike, paired
 from pinchpoint.inspection.work import Work
-from pinchpoint.learn.data import AnyDataset, DataConfig, Dataset, load
+from pinchpoint.learn.data import AnyDataset, Dataset, load
+from pinchpoint.learn.data_config import DataConfig
 from pinchpoint.learn.device import device_of
 from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.records import AuditReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn.data import DataConfig
+from pinchpoint.learn.data_config import DataConfig
 from pinchpoint.learn.decode import decode
 from pinchpoint.learn.listing import Geometry, Listing, Role
 from pinchpoint.learn.split import in_turn, stratified

@@ -25,7 +25,6 @@ from torch.nn import functional
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.network import Normalize
 from pinchpoint.learn.part import Part
-from pinchpoint.learn.source import Source
 from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.learn.weights import put, read_tensors
 from pinchpoint.learn.zoo import Size, create
@@ -150,27 +149,6 @@ def under(features: Float[Tensor, "classes d"], clip: Clip) -> nn.Sequential:
     tower = clip.network.get_submodule("visual")
     parts = OrderedDict([("normalize", clip.normalize), ("network", tower), ("unit", UnitLength()), ("head", head)])
     return nn.Sequential(parts).eval()
-
-
-def zero_shot_source(
-    spec: str, classes: Sequence[str], size: Size | None = None, templates: Sequence[str] = TEMPLATES
-) -> Source:
-    """``zero_shot`` as a model that audits open.
-
-    Args:
-        spec: ``open_clip:NAME`` or ``open_clip:NAME@FILE``.
-        classes, templates: see ``zero_shot``.
-        size: height and width of the images, where it is not the model's own.
-    """
-    clip = load_clip(spec, size)
-    model = zero_shot(clip, classes, templates)
-    example = templates[0].replace("{}", classes[0])
-    notes = (
-        *clip.notes,
-        "inputs are pixels in [0, 1], normalised as open_clip says",
-        f"logits are zero-shot, from {len(templates)} prompts a class such as '{example}'",
-    )
-    return Source(spec, model, clip.input_shape, len(classes), notes)
 
 
 def class_features(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn.data import Arrays
+from pinchpoint.learn.data_config import Arrays
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

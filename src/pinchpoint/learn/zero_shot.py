@@ -16,7 +16,7 @@ from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.network import NetworkConfig, Normalize, channels_of
 
 if TYPE_CHECKING:
-    from pinchpoint.learn.clip import Clip  # which knows sources, which know models, which know this
+    from pinchpoint.learn.clip import Clip
 
 CLASS_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")}

@@ -19,9 +19,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinchpoint.records import Ruling, Verdict
-from pinchpoint.study import wording
 from pinchpoint.study.claims import ClaimConfig, ContrastConfig, TrendConfig
-from pinchpoint.study.reading import LEVEL, Reading, Row, read, sign
+from pinchpoint.study.reading import (
+    LEVEL,
+    WITHOUT_BUDGET,
+    Reading,
+    Row,
+    correction_text,
+    is_share,
+    p_text,
+    read,
+    sign,
+    verdict_sentence,
+)
 from pinchpoint.study.statistics import Correction, corrected
 
 
@@ -75,10 +85,10 @@ def _verdict(
         where=reading.where,
         expected=how.expected,
         ruling=ruling,
-        sentence=wording.sentence(how, eps, ruling, reason, reading, p, tests, correction),
+        sentence=verdict_sentence(how, eps, ruling, reason, reading, p, tests, correction),
         reason=reason,
         effect=reading.effect,
-        unit="rho" if trend else "share" if wording.is_share(how.metric) else "value",
+        unit="rho" if trend else "share" if is_share(how.metric) else "value",
         interval=reading.interval,
         seeds=reading.seeds,
         by_seed=reading.by_seed,
@@ -94,9 +104,9 @@ def _verdict(
 
 def _too_uncertain(reading: Reading, p: float | None, tests: int, correction: Correction) -> str | None:
     if reading.floor is not None and reading.floor >= LEVEL:
-        return f"so few seeds and levels give {wording.p_text(reading.floor)} at best"
+        return f"so few seeds and levels give {p_text(reading.floor)} at best"
     if p is None or p >= LEVEL:
-        return f"p is not below 0.05{wording.after(tests, correction)}"
+        return f"p is not below 0.05{correction_text(tests, correction)}"
     return None
 
 
@@ -112,7 +122,7 @@ def _budgets(how: TrendConfig | ContrastConfig, rows: Sequence[Row]) -> list[flo
 
 def _shown_budget(how: TrendConfig | ContrastConfig, eps: float | None, rows: Sequence[Row]) -> float | None:
     """The budget in numbers, the judged one too; None where what is measured has none."""
-    if eps is not None or how.norm is None or how.metric in wording.WITHOUT_BUDGET:
+    if eps is not None or how.norm is None or how.metric in WITHOUT_BUDGET:
         return eps
     key = f"{'universal_eps' if how.metric == 'universal_accuracy' else 'eps'}_{how.norm}"
     return next((row[key] for row in rows if row.get(key) is not None), None)

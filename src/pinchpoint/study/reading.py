@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pinchpoint.records import Interval, Part
-from pinchpoint.study import wording
-from pinchpoint.study.claims import ContrastConfig, TrendConfig
+from pinchpoint.records import Interval, Part, Ruling
+from pinchpoint.study.claims import ContrastConfig, Side, TrendConfig
 from pinchpoint.study.resampling import bootstrap
-from pinchpoint.study.statistics import Association, associate, paired
+from pinchpoint.study.statistics import Association, Correction, associate, paired
 
 Row = Mapping[str, Any]
 
@@ -83,7 +82,7 @@ def _read_trend(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> Rea
     if min(len(one.by_seed) for one in associations) < 2:
         reading.p_value = reading.floor = None
     if len(names) == 1:
-        reading.way = wording.way(how.metric, _levels(how, eps, groups[names[0]]))
+        reading.way = trend_text(how.metric, _levels(how, eps, groups[names[0]]))
         reading.shape = _shape(how, eps, groups[names[0]])
     return reading
 
@@ -97,7 +96,7 @@ def _columns(how: TrendConfig, eps: float | None, rows: Sequence[Row]) -> tuple[
 def _missing(how: TrendConfig, name: str, x: Sequence[float | None], y: Sequence[float | None]) -> str:
     for metric, values in ((how.metric, y), (how.against, x)):
         if all(value is None for value in values):
-            return f"{wording.name(metric)} was not measured in {name}"
+            return f"{metric_name(metric)} was not measured in {name}"
     return f"no seed of {name} has two levels"
 
 
@@ -125,9 +124,7 @@ def _disagreement(how: TrendConfig, found: Mapping[str, Association]) -> str | N
     for name, association in found.items():
         flat = [seed for seed, rho in association.by_seed.items() if rho is None]
         if flat:
-            return (
-                f"{wording.name(how.metric)} or {wording.name(how.against)} does not vary in seed {flat[0]} of {name}"
-            )
+            return f"{metric_name(how.metric)} or {metric_name(how.against)} does not vary in seed {flat[0]} of {name}"
         signs[name] = [sign(rho) for rho in association.by_seed.values()]
     mixed = [name for name, of_seeds in signs.items() if len(set(of_seeds)) > 1 or 0 in of_seeds]
     if mixed:
@@ -152,7 +149,7 @@ def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) 
         }
         for side in (how.of, how.than)
     ]
-    reading = Reading(where=wording.sides(how))
+    reading = Reading(where=sides_text(how))
     if how.of.label is None:
         of, than = sides
     else:
@@ -167,7 +164,7 @@ def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) 
     for side, values in zip((how.of, how.than), sides, strict=True):
         if all(value is None for value in values.values()):
             at = f"{side.family} {side.label or ''}".strip()
-            reading.reason = f"{wording.name(side.metric or how.metric)} was not measured in {at}"
+            reading.reason = f"{metric_name(side.metric or how.metric)} was not measured in {at}"
             return reading
     if not pairs:
         reading.reason = "no seed has both sides"
@@ -177,7 +174,7 @@ def _read_contrast(how: ContrastConfig, eps: float | None, rows: Sequence[Row]) 
     found = paired(differences)
     reading.by_seed, reading.effect, reading.interval = differences, found.mean, found.interval
     reading.p_value, reading.floor, reading.test = found.p_value, found.floor, found.test
-    reading.way = wording.means(how.metric, *means.mean(axis=0).tolist())
+    reading.way = means_text(how.metric, *means.mean(axis=0).tolist())
     signs = [sign(difference) for difference in differences]
     if len(signs) < 2:
         reading.reason, reading.floor = "one seed decides nothing", None
@@ -241,3 +238,144 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def sign(value: float | None) -> int:
     """-1, 0 or 1; 0 where there is no value."""
     return 0 if not value else 1 if value > 0 else -1
+
+
+CORRECTIONS: dict[Correction, str] = {"holm": "Holm’s", "benjamini_hochberg": "Benjamini and Hochberg’s"}
+_NAMES = {
+    "gap": "the loss gap",
+    "gap_bound": "the bound on the gap",
+    "lipschitz": "the Lipschitz bound",
+    "lipschitz_structure": "the structure × scale bound",
+    "lipschitz_lower": "the lower Lipschitz bound",
+    "robust_over_clean": "robust over clean accuracy",
+    "alignment_baseline": "the alignment of a random direction",
+    "neuron": "neuron compressibility",
+    "spectral": "spectral compressibility",
+    "query_accuracy": "accuracy under queries",
+    "transferred_accuracy": "accuracy under transferred examples",
+    "universal_accuracy": "accuracy under one universal perturbation",
+    **{f"recall_image_to_text_{k}": f"recall at {k} of an image’s captions" for k in (1, 5, 10)},
+    **{f"recall_text_to_image_{k}": f"recall at {k} of a caption’s image" for k in (1, 5, 10)},
+}
+WITHOUT_BUDGET = ("lipschitz", "lipschitz_structure", "lipschitz_lower")
+"""Measured in a norm, whatever the budget."""
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people say it.
+
+    >>> metric_name("clean_accuracy"), metric_name("gap")
+    ('clean accuracy', 'the loss gap')
+    """
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of samples, whose differences are told in points."""
+    return metric.endswith("accuracy") or metric == "robust_over_clean" or metric.startswith("recall_")
+
+
+def p_text(p: float) -> str:
+    """A p-value with two digits.
+
+    >>> p_text(0.0345), p_text(0.25), p_text(1e-9)
+    ('p = 0.035', 'p = 0.25', 'p < 0.0001')
+    """
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def correction_text(tests: int, correction: Correction) -> str:
+    """What a corrected p-value has been corrected for."""
+    return f" after {CORRECTIONS[correction]} correction over {tests} tests" if tests > 1 else ""
+
+
+def sides_text(how: ContrastConfig) -> str:
+    """Both sides of a contrast.
+
+    >>> of, than = Side(family="a", label="0.5"), Side(family="b", label="0.5")
+    >>> sides_text(ContrastConfig(metric="clean_accuracy", expected="higher", of=of, than=than))
+    'a 0.5 against b 0.5'
+    """
+    return f"{_side(how, how.of)} against {_side(how, how.than)}"
+
+
+def trend_text(metric: str, levels: Iterable[tuple[str, float]]) -> str:
+    """How the means go along a family, by way of an extreme between its ends."""
+    known = list(levels)
+    if len(known) < 2:
+        return ""
+    first, last = known[0], known[-1]
+    low, high = sorted((first[1], last[1]))
+    beyond = max(known[1:-1], key=lambda level: max(level[1] - high, low - level[1]), default=first)
+    stops = [first, *([beyond] if beyond[1] > high or beyond[1] < low else []), last]
+    told = [f"{_amount(metric, mean)} ({label})" for label, mean in stops]
+    return f"from {' over '.join(told[:-1])} to {told[-1]}"
+
+
+def means_text(metric: str, of: float, than: float) -> str:
+    """The means over seeds on both sides of a contrast."""
+    return f"{_amount(metric, of)} against {_amount(metric, than)}"
+
+
+def verdict_sentence(
+    how: TrendConfig | ContrastConfig,
+    eps: float | None,
+    ruling: Ruling,
+    reason: str | None,
+    reading: Reading,
+    p: float | None,
+    tests: int,
+    correction: Correction,
+) -> str:
+    """The verdict on one claim in a sentence: what was found, how large, how sure, and why not if it is undecided."""
+    under = f" under {how.norm} {eps:g}" if eps is not None else f" in {how.norm}" if how.norm else ""
+    what = f"{metric_name(how.metric)}{under}"
+    if isinstance(how, ContrastConfig):
+        said, figures = _contrast(how, what, reading)
+    else:
+        said, figures = _trend(how, what, reading, ruling != "undecided")
+    if reading.effect is None:
+        return f"Undecided, because {reason}."
+    sure = []
+    if reading.p_value is not None:
+        sure = [p_text(reading.p_value) if p is None else f"{p_text(p)}{correction_text(tests, correction)}"]
+    told = f"{said} ({'; '.join([figures, *sure])}){', ' + reading.way if reading.way else ''}"
+    return f"Undecided, because {reason}: {told}." if reason else f"{ruling.capitalize()}: {told}."
+
+
+def _trend(how: TrendConfig, what: str, reading: Reading, decided: bool) -> tuple[str, str]:
+    verb = "against" if not decided else "falls with" if (reading.effect or 0.0) < 0 else "rises with"
+    known = [rho for rho in reading.by_seed if rho is not None]
+    count = f"{len(reading.seeds)} {'seed' if len(reading.seeds) == 1 else 'seeds'}"
+    figures = f"Spearman {reading.effect or 0.0:+.2f} over {count}"
+    if len(known) > 1:
+        low, high = f"{min(known):+.2f}", f"{max(known):+.2f}"
+        figures += f", {low} in each" if low == high else f", {low} to {high} by seed"
+    if len(reading.parts) > 1:
+        figures += "; " + ", ".join(
+            f"{part.family} {'undefined' if part.rho is None else format(part.rho, '+.2f')}" for part in reading.parts
+        )
+    return f"{what} {verb} {metric_name(how.against)} in {reading.where}", figures
+
+
+def _contrast(how: ContrastConfig, what: str, reading: Reading) -> tuple[str, str]:
+    effect = reading.effect or 0.0
+    share = is_share(how.metric)
+    size = f"{100 * abs(effect):.1f} points" if share else f"{abs(effect):.3g}"
+    more = "higher" if effect >= 0 else "lower"
+    figures = f"paired by {len(reading.seeds)} {'seed' if len(reading.seeds) == 1 else 'seeds'}"
+    if reading.interval is not None:
+        low, high = reading.interval.low, reading.interval.high
+        ends = f"{100 * low:+.1f} to {100 * high:+.1f}" if share else f"{low:+.3g} to {high:+.3g}"
+        figures += f", {ends} with {100 * reading.interval.level:.0f} % confidence"
+    return f"{what} is {size} {more} for {_side(how, how.of)} than for {_side(how, how.than)}", figures
+
+
+def _side(how: ContrastConfig, side: Side) -> str:
+    label = "" if side.label is None else f" {side.label}"
+    metric = "" if side.metric in (None, how.metric) else f" ({metric_name(side.metric)})"
+    return f"{side.family}{label}{metric}"
+
+
+def _amount(metric: str, value: float) -> str:
+    return f"{value:.2f}" if is_share(metric) or 0.1 <= abs(value) < 10 else f"{value:.3g}"
