@@ -25,8 +25,8 @@ from benchmarks.common import (
     versions,
     write,
 )
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.measure import layers, profile, singular_values, spectra
+from pinchpoint.utils.torchvision import import_torchvision
 
 INPUT = (3, 32, 32)
 WIDTHS = (128, 256, 512, 1024, 2048)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Threat, int], Tensor]
 

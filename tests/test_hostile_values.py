@@ -17,7 +17,7 @@ from pinchpoint.learn.source import open_model
 from pinchpoint.records import Share, Subject
 from pinchpoint.report.audit.files import address
 from pinchpoint.study import axes, export
-from pinchpoint.written import number
+from pinchpoint.utils.numbers import number
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from oracles.as_user import refused
-from pinchpoint.configfile import validate
 from pinchpoint.errors import ConfigError
 from pinchpoint.learn import build
 from pinchpoint.learn.parallel import Alone
 from pinchpoint.recipe import Recipe, make
+from pinchpoint.utils.config import validate
 
 
 def recipe(**options):

@@ -9,14 +9,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack import Threat, cross_entropy, pgd
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.inner import inner_pgd
-from pinchpoint.configfile import fraction
 from pinchpoint.evaluate import not_asked, robust_accuracy
 from pinchpoint.learn.part import Part
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils.config import fraction
+from pinchpoint.utils.model_output import answer
 
 _COLLAPSED = 0.5  # of the best robust accuracy so far
 

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, called, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import at_once, eval_mode, input_gradient
 from pinchpoint.attack.samples import check_labels, check_points, check_threats
@@ -28,6 +27,7 @@ from pinchpoint.mechanism import right_singular_vectors
 from pinchpoint.mechanism.pairs import check_pairs
 from pinchpoint.records import DecisionPlane, Pictures, RepresentationPCA
 from pinchpoint.records.pictures import Space
+from pinchpoint.utils.model_output import answer, called, check_module
 
 _STEPS, _CHECK, _CLOSE, _TINY = 400, 10, 1e-9, 1e-12  # of the Lanczos iteration
 _NUMBERS = 2**23

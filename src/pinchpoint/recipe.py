@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
@@ -20,17 +20,13 @@ from pinchpoint.compress.penalty_alignment import AlignmentPenalty
 from pinchpoint.compress.penalty_groups import GroupLasso
 from pinchpoint.compress.penalty_sparse import L1, Hoyer
 from pinchpoint.compress.penalty_spread import SpreadControl
-from pinchpoint.configfile import mapping, overridden, read_text, validate
 from pinchpoint.errors import ConfigError
 from pinchpoint.learn import DataConfig, TrainConfig, build, train
 from pinchpoint.learn.data import AnyDataset
 from pinchpoint.learn.models import AnyModelConfig, ModelConfig
 from pinchpoint.learn.parallel import Engine
 from pinchpoint.records import EpochRecord, Training
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from pinchpoint.utils.config import StrictModel, mapping, overridden, read_text, validate
 
 
 def _strength(description: str) -> float:
@@ -38,7 +34,7 @@ def _strength(description: str) -> float:
     return strength
 
 
-class PenaltyConfig(_Strict):
+class PenaltyConfig(StrictModel):
     """Strength of each penalty; 0 leaves it out."""
 
     l1: float = _strength("sum of |w|")
@@ -76,7 +72,7 @@ class PenaltyConfig(_Strict):
         return Sum(parts) if len(parts) > 1 else parts[0] if parts else None
 
 
-class Recipe(_Strict):
+class Recipe(StrictModel):
     """Everything a trained model depends on, but the seed. ``device`` may be ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
 
     Constraints hold after each step: ``constant_frobenius`` keeps every layer but the head at ``frobenius_scale`` times its

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-import pinchpoint
 from pinchpoint.compress.prune import FineTune
-from pinchpoint.configfile import validate
 from pinchpoint.errors import CheckpointError, ConfigError, DivergedError, ModelError
 from pinchpoint.evaluate import accuracy
-from pinchpoint.evaluate.verdict import writable
 from pinchpoint.learn import build, load
 from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.learn.data import AnyDataset
-from pinchpoint.learn.device import device_of
 from pinchpoint.learn.parallel import Alone, Engine, Together
 from pinchpoint.learn.source import Source
 from pinchpoint.recipe import Recipe, Watch, continue_training
 from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
+from pinchpoint.utils.config import validate
+from pinchpoint.utils.device import device_of
+from pinchpoint.utils.files import writable
+from pinchpoint.utils.provenance import machine, versions
 
 _TRAINED, _COMPRESSED, _STATE = "training.json", "compression.json", "training.safetensors"
 _GOOD = "last_good"
@@ -206,22 +203,6 @@ def compress(
         save(folder, made.model, about)
         _write(folder / _COMPRESSED, record.model_dump_json(indent=1))
     return record
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change a number."""
-    return {
-        "pinchpoint": pinchpoint.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": version("scikit-learn"),
-    }
-
-
-def machine() -> str:
-    """Operating system and processor."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def _known(recipe: Recipe, folder: Path, seed: int) -> Trained | None:

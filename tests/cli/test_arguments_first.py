@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-from pinchpoint import model_names
 from pinchpoint.cli import checks
+from pinchpoint.utils import model_names
 
 WRONG = [
     "audit timm:x --data digits --threat linf:8",

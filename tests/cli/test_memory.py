@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pinchpoint.inspection.memory import give_back
+from pinchpoint.utils.memory import give_back
 
 LARGEST = 4e9
 """Bytes."""
@@ -61,7 +61,7 @@ def test_an_audit_of_a_large_network(tmp_path, name, capsys):
     x = np.random.default_rng(0).integers(0, 256, (1000, 3, 224, 224), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_test=x, y_test=np.arange(1000), x_train=x[:2], y_train=np.arange(2))
     (tmp_path / "large.py").write_text(
-        "from pinchpoint.learn.vision import import_torchvision\nimport_torchvision()\nimport timm, torch\n"
+        "from pinchpoint.utils.torchvision import import_torchvision\nimport_torchvision()\nimport timm, torch\n"
         f"def made():\n    torch.manual_seed(0)\n    return timm.create_model({name!r})\n"
     )
     held = peak(

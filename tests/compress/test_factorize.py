@@ -15,8 +15,8 @@ from oracles.as_user import refused
 from pinchpoint.compress import LowRankConv2d, LowRankLinear, factorize, lowrank_like, merge, plan
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.models import CifarResNetConfig, build
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.measure import profile
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 def small(seed=0):

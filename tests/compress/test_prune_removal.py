@@ -14,7 +14,7 @@ from pinchpoint.compress.prune import flop_count, prune
 from pinchpoint.compress.prune.graph import filters
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.resnet import Architecture, cifar_resnet
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 def resnet20():

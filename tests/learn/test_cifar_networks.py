@@ -84,7 +84,7 @@ def test_depth_counts_layers_on_the_main_path():
 class TestAgainstTorchvision:
     @pytest.fixture(scope="class")
     def models(self):
-        from pinchpoint.learn.vision import import_torchvision
+        from pinchpoint.utils.torchvision import import_torchvision
 
         return import_torchvision().models
 

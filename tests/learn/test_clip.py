@@ -17,7 +17,7 @@ from pinchpoint.compress import GroupLasso
 from pinchpoint.errors import CheckpointError, ConfigError, ModelError
 from pinchpoint.learn import Dataset, TrainConfig, train
 from pinchpoint.learn.clip import TEMPLATES, class_features, load_clip, text_features, zero_shot
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 TINY = {
     "embed_dim": 16,

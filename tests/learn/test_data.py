@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from oracles.as_user import refused
-from pinchpoint.configfile import validate
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.learn import DataConfig, load
+from pinchpoint.utils.config import validate
 
 
 def parts(data):

@@ -193,7 +193,7 @@ def test_formats(tmp_path, suffix):
 @pytest.mark.parametrize("shape", [(40, 31), (31, 40), (24, 24), (7, 9), (33, 33)])
 @pytest.mark.parametrize(("size", "resize"), [(24, 24), (24, 27), (5, 8)])
 def test_resizing_is_torchvisions(tmp_path, shape, size, resize):
-    from pinchpoint.learn.vision import import_torchvision
+    from pinchpoint.utils.torchvision import import_torchvision
 
     import_torchvision()
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize

@@ -13,7 +13,7 @@ from oracles.as_user import refused
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.learn.clip import load_clip
 from pinchpoint.learn.retrieval import load_captions, recalls, retrieval
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 TINY = {
     "embed_dim": 16,

@@ -400,7 +400,7 @@ def test_every_operation_that_is_allowed_is_one():
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs pinchpoint[vision]")
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto"])
 def test_networks_of_timm(tmp_path, name):
-    from pinchpoint.learn.vision import import_torchvision
+    from pinchpoint.utils.torchvision import import_torchvision
 
     import_torchvision()
     import timm

@@ -19,7 +19,7 @@ from pinchpoint.learn.models import CifarResNetConfig
 from pinchpoint.learn.source import open_model
 from pinchpoint.learn.transfer import feature_data, features, head_of, replace_head, transfer
 from pinchpoint.learn.validation import loss_and_accuracy
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 def halves(digits):

@@ -9,8 +9,8 @@ from scipy.special import softmax
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.measure import layers
+from pinchpoint.utils.torchvision import import_torchvision
 
 PARTS = ("q", "k", "v", "out")
 

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from oracles.as_user import refused
 from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.measure import layers
 from pinchpoint.measure.layers import float64_copy, linear_modules, matrix64, weight_matrix
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 class Doubled(nn.Module):

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from oracles.as_user import refused
 from pinchpoint.errors import ModelError
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.measure import layers
 from pinchpoint.measure.shapes import input_sizes
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 class Net(nn.Module):

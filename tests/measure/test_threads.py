@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pinchpoint.measure.threads import one_thread, side_by_side
+from pinchpoint.utils.threads import one_thread, side_by_side
 
 
 @pytest.fixture

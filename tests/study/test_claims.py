@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from oracles.as_user import refused
-from pinchpoint.configfile import validate
 from pinchpoint.errors import ConfigError
 from pinchpoint.study.claims import ClaimConfig
 from pinchpoint.study.judge import judge
+from pinchpoint.utils.config import validate
 
 
 def claim(**how):

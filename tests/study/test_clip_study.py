@@ -19,12 +19,12 @@ from pinchpoint.learn.clip import load_clip, zero_shot
 from pinchpoint.learn.models import ZeroShotConfig, build
 from pinchpoint.learn.parallel import Alone
 from pinchpoint.learn.retrieval import recalls
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.learn.zero_shot import CLASS_NAMES, with_tower
 from pinchpoint.recipe import Recipe, make
 from pinchpoint.study import Store, catalogue, gather, parse, plan, run
 from pinchpoint.study.claims import RECALLS, ClaimConfig
 from pinchpoint.study.config import make_cell
+from pinchpoint.utils.torchvision import import_torchvision
 
 TINY = {
     "embed_dim": 16,

@@ -14,7 +14,7 @@ from pinchpoint.records import SCHEMA_VERSION, STORE_SCHEMA
 from pinchpoint.study import Here, Plan, Store, StudyConfig, finished_runs, making, parse, plan, run
 from pinchpoint.study.drive import drive
 from pinchpoint.study.perform import check, perform
-from pinchpoint.workshop import versions
+from pinchpoint.utils.provenance import versions
 
 IMPOSSIBLE = [
     ({"base/data/name": "digit"}, DataError, "a data set must be known by name, but got digit; use digits, mnist"),

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled, input_gradient, objective_of
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import targeted_margin
@@ -22,6 +21,7 @@ from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.targets import likeliest
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
+from pinchpoint.utils.model_output import answer
 
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 _ROUNDING = 8.0  # units in the last place of the largest logit: smaller gaps are taken for this one

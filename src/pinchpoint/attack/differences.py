@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import called
 from pinchpoint.attack.doubt import margin_gradient
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.pgd import pgd
 from pinchpoint.attack.samples import check_points, check_samples
 from pinchpoint.attack.threat import Threat
+from pinchpoint.utils.model_output import called
 
 _STEP = 0.5  # of the differences, in budgets spread evenly over the entries: across rounding of that size
 _FINER = 0.05  # of those that follow it, where more is known of a smooth model

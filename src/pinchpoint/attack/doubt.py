@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import attacking
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.samples import check_points
+from pinchpoint.utils.model_output import answer
 
 _MANY = 0.1  # share of samples from which a fault is reported
 _DIRECTIONS = 4

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.apgd import apgd, targeted_apgd
 from pinchpoint.attack.differences import pgd_by_differences
 from pinchpoint.attack.doubt import Doubt, gradient_doubt
@@ -21,6 +20,7 @@ from pinchpoint.attack.samples import check_logits, check_points
 from pinchpoint.attack.square import square
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import ThreatError
+from pinchpoint.utils.model_output import answer
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 """(model, x, y, threat) -> x_adv."""

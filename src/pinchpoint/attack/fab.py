@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
 from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import margin, targeted_margin
@@ -20,6 +19,7 @@ from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.targets import attack_pairs, likeliest
 from pinchpoint.attack.threat import Threat
+from pinchpoint.utils.model_output import answer
 
 _OVERSHOOT = 1.05  # eta
 _BACK = 0.9  # beta: how much of a misclassified point's perturbation the search goes on from

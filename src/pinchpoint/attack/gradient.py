@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, called, check_module, said
 from pinchpoint.attack.objectives import Objective
 from pinchpoint.attack.samples import check_logits
 from pinchpoint.errors import DataError, ModelError, PinchpointError
+from pinchpoint.utils.model_output import answer, called, check_module, said
 
 
 def checked_logits(

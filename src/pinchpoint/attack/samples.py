@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pinchpoint.answers import as_logits
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import DataError, ModelError, ThreatError
+from pinchpoint.utils.model_output import as_logits
 
 _DTYPES = (torch.float32, torch.float64)
 

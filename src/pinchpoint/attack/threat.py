@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pinchpoint.errors import ThreatError
 from pinchpoint.records import ThreatNorm
-from pinchpoint.written import budget, threat
+from pinchpoint.utils.numbers import budget, threat
 
 _LARGEST = torch.finfo(torch.float32).max / 4.0
 _SHRINK = 1.0 - 1e-6  # keeps float32 rounding of a projected l2 or l1 perturbation inside the ball

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.gradient import at_once, attacking, checked_logits, fooled, value_and_gradient
 from pinchpoint.attack.objectives import Objective, logit_scale, scaled_cross_entropy
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 from pinchpoint.errors import DataError
+from pinchpoint.utils.model_output import answer
 
 _LAST = 0.1  # of the first step's size
 _SHARE = 0.1  # of the entries that an l1 step moves

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack.deepfool import leave_region
 from pinchpoint.attack.gradient import attacking, fooled
 from pinchpoint.attack.pgd import check_steps
@@ -14,6 +13,7 @@ from pinchpoint.attack.samples import check_samples
 from pinchpoint.attack.threat import Threat
 from pinchpoint.attack.universal import apply_universal, clean_logits, reach, share_fooled
 from pinchpoint.errors import ThreatError
+from pinchpoint.utils.model_output import answer
 
 
 def universal_deepfool(

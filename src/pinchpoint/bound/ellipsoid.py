@@ -35,10 +35,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pinchpoint.bound.descent import lowest
 from pinchpoint.measure.spectrum import EPS64, inflate, power_up, shifted
-from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import Norm
+from pinchpoint.utils.descent import lowest
+from pinchpoint.utils.threads import one_thread
 
 _CLOSEST = 1.0 - 1e-6
 """T stays this far from where G^-1 - T becomes singular."""

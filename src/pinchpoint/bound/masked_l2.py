@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from pinchpoint.bound.descent import lowest
 from pinchpoint.bound.enumerate_linf import masks
 from pinchpoint.measure.spectrum import EPS64
+from pinchpoint.utils.descent import lowest
 
 MAX_UNITS = 16
 STARTS = 20

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pinchpoint.bound.descent import lowest
 from pinchpoint.bound.enumerate_linf import MAX_UNITS, by_inputs, by_units, few_inputs, signs
 from pinchpoint.bound.masked_l2 import TINY, top_eigenvalue_upper
 from pinchpoint.measure.spectrum import EPS64
+from pinchpoint.utils.descent import lowest
 
 ROWS = 8
 STARTS = 8

@@ -27,8 +27,8 @@ from pinchpoint.bound.graph import Network, Node
 from pinchpoint.bound.operations import Conv, Dense, Join, Known, Largest, Linear, Slope, Sum
 from pinchpoint.bound.runs import Run
 from pinchpoint.measure.spectrum import inflate, times_up
-from pinchpoint.measure.threads import side_by_side
 from pinchpoint.records import Norm
+from pinchpoint.utils.threads import side_by_side
 
 RunNorm = Callable[[Run], float]
 PairFactor = Callable[[Run, Run], float]

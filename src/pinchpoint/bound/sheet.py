@@ -39,7 +39,6 @@ from pinchpoint.bound.states import stretches
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.forward import check_forward, own_dtype
 from pinchpoint.measure.spectrum import check_norm, times_up
-from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import (
     BoundSheet,
     NetworkBounds,
@@ -48,9 +47,10 @@ from pinchpoint.records import (
     Skipped,
     UpperBound,
 )
+from pinchpoint.utils.threads import one_thread
 
 _THREADED = 1024
-"""Size of a value from which a second thread pays, see ``pinchpoint.measure.threads``."""
+"""Size of a value from which a second thread pays, see ``pinchpoint.utils.threads``."""
 
 Progress = Callable[[str], None]
 

@@ -78,8 +78,8 @@ def attack(
     from pinchpoint.attack import Threat
     from pinchpoint.evaluate import attack_sheet
     from pinchpoint.evaluate.sheet import Plan, Samples, write_sheet
-    from pinchpoint.learn.device import device_of
     from pinchpoint.tables import attack_parts
+    from pinchpoint.utils.device import device_of
 
     plan = Plan(
         attack=cast("Name", attack),

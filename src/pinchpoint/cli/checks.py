@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
-from pinchpoint.model_names import MODEL_PREFIXES, unknown_model
 from pinchpoint.records import ThreatNorm
-from pinchpoint.written import threat
+from pinchpoint.utils.model_names import MODEL_PREFIXES, unknown_model
+from pinchpoint.utils.numbers import threat
 
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
 DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")

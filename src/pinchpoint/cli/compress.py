@@ -206,13 +206,13 @@ def _prepare(
 ) -> tuple[Tuning | None, AnyDataset | None, Any]:
     """Fine-tuning, data and device; options that do not go together are refused."""
     from pinchpoint.attack import Threat
-    from pinchpoint.configfile import assignments, overridden, validate
     from pinchpoint.errors import ConfigError
     from pinchpoint.learn.data import load
     from pinchpoint.learn.data_config import DataConfig
-    from pinchpoint.learn.device import device_of
     from pinchpoint.learn.source import fitting
     from pinchpoint.recipe import Recipe
+    from pinchpoint.utils.config import assignments, overridden, validate
+    from pinchpoint.utils.device import device_of
     from pinchpoint.workshop import Tuning
 
     place = device_of(device)

@@ -139,8 +139,8 @@ def _study(name: str, scale: str | None) -> StudyConfig:
 
 def _scales(name: str) -> list[StudyConfig]:
     """A study as it stands, and at each of its scales."""
-    from pinchpoint.configfile import mapping, read_text
     from pinchpoint.study import scales
+    from pinchpoint.utils.config import mapping, read_text
 
     if _is_ours(name):
         known = scales(name)

@@ -172,8 +172,8 @@ def study_report(
 
 
 def _read(file: Path, values: list[str] | None, scale: str | None) -> StudyConfig:
-    from pinchpoint.configfile import assignments
     from pinchpoint.study import read
+    from pinchpoint.utils.config import assignments
 
     return read(file, scale=scale, overrides=assignments(values or []))
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import matrix64
-from pinchpoint.measure.threads import one_thread
+from pinchpoint.utils.threads import one_thread
 
 Size = int | tuple[int, int]
 """One number for both spatial dimensions, or one for each."""

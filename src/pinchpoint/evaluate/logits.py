@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, said
 from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.attack.samples import check_classes, check_points, check_samples
 from pinchpoint.errors import ModelError, PinchpointError
 from pinchpoint.evaluate.once import one_answer
+from pinchpoint.utils.model_output import answer, said
 
 BATCH = 1024
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.attack import (
     Objective,
     Threat,
@@ -29,6 +28,7 @@ from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
 from pinchpoint.evaluate.once import one_answer
 from pinchpoint.evaluate.verdict import Verdict
+from pinchpoint.utils.model_output import answer
 
 _MANY = 0.1  # share of samples from which a fault is reported
 _NOISE = 0.02  # share of samples that may change sides by chance

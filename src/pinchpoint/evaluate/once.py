@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, said
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError, PinchpointWarning
 from pinchpoint.measure import check_forward
+from pinchpoint.utils.model_output import answer, said
 
 _ASKED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that have been asked", default=())
 

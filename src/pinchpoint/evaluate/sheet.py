@@ -36,9 +36,10 @@ from pinchpoint.evaluate.engine import Progress, Watcher, robust_accuracy
 from pinchpoint.evaluate.logits import BATCH, logits_of, misclassified
 from pinchpoint.evaluate.masking import masking_warnings
 from pinchpoint.evaluate.once import doubts_of, one_answer
-from pinchpoint.evaluate.verdict import Verdict, save_examples, writable
+from pinchpoint.evaluate.verdict import Verdict, save_examples
 from pinchpoint.measure.layers import float64_copy
 from pinchpoint.records import Attacked, AttackSheet, CurvePoint, Norm
+from pinchpoint.utils.files import writable
 
 Name = Literal["standard", "quick", "apgd", "pgd", "fgsm", "square", "universal"]
 """The attacks that go by a name: the two ensembles, and single ones."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
 from pinchpoint.errors import CheckpointError
-from pinchpoint.evaluate.verdict import write_safetensors
+from pinchpoint.utils.files import write_safetensors
 
 _FORMAT = 1
 

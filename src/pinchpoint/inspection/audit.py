@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer, check_module
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.samples import check_samples, check_threats
@@ -23,9 +22,10 @@ from pinchpoint.inspection.shares import alike, paired
 from pinchpoint.inspection.work import Work
 from pinchpoint.learn.data import AnyDataset, Dataset, load
 from pinchpoint.learn.data_config import DataConfig
-from pinchpoint.learn.device import device_of
 from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.records import AuditReport
+from pinchpoint.utils.device import device_of
+from pinchpoint.utils.model_output import answer, check_module
 
 
 def audit(

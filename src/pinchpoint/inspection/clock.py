@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Phase, Timing
-from pinchpoint.written import number
+from pinchpoint.utils.numbers import number
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.attack import Threat
-from pinchpoint.configfile import fraction
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils.config import fraction
 
 Step = Literal["bound", "attack", "universal", "mechanism", "query", "transferred", "pictures", "retrieval"]
 """What may be done beside measuring the profile, which always is."""

@@ -6,7 +6,7 @@ from pinchpoint.inspection import words
 from pinchpoint.inspection.threats import Judging
 from pinchpoint.inspection.work import Work
 from pinchpoint.records import AuditReport, Samples, Subject, ThreatReport
-from pinchpoint.workshop import machine, versions
+from pinchpoint.utils.provenance import machine, versions
 
 
 def drawn_up(work: Work, command: str, budget: float | None) -> AuditReport:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import AuditReport, Share
-from pinchpoint.written import number
+from pinchpoint.utils.numbers import number
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

@@ -38,7 +38,6 @@ from pinchpoint.evaluate import (
     universal_accuracy,
 )
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
-from pinchpoint.inspection.memory import give_back
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import LayerGain, LayerTrace
@@ -60,6 +59,7 @@ from pinchpoint.records import (
     RobustAt,
     ThreatNorm,
 )
+from pinchpoint.utils.memory import give_back
 
 _AT_ONCE = 256
 """Samples turned into float64 at a time."""

@@ -22,7 +22,7 @@ from pinchpoint.learn.parallel import Alone
 from pinchpoint.learn.train_config import TrainConfig
 from pinchpoint.recipe import Recipe, continue_training
 from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
 EPOCHS = 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pinchpoint.attack import Threat
 from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 _LEVEL = 0.05

@@ -27,7 +27,6 @@ from pinchpoint.inspection.assemble import not_done, not_measured
 from pinchpoint.inspection.clock import Clock, TimeUp, until
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.inspection.effort import Effort, laid_out, pass_seconds
-from pinchpoint.inspection.memory import give_back
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.inspection.shares import counted
 from pinchpoint.inspection.steps import bound as bounded_by
@@ -49,6 +48,7 @@ from pinchpoint.records import (
     Share,
     Trial,
 )
+from pinchpoint.utils.memory import give_back
 
 CHANGES = ("clip", "rank floor", "frobenius ball")
 """Actions on the audited model itself; pruning anew starts from another one."""

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pinchpoint.compress.layout import Layout, apply, layout_of
-from pinchpoint.configfile import walk
 from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.learn.models import AnyModelConfig, architecture, build
+from pinchpoint.utils.config import walk
 
 _TENSORS, _CONFIG = "model.safetensors", "config.json"
 _LARGEST_CUT, _ALWAYS_BUILT = 64, 2**27

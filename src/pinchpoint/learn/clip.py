@@ -25,9 +25,9 @@ from torch.nn import functional
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.learn.network import Normalize
 from pinchpoint.learn.part import Part
-from pinchpoint.learn.vision import import_torchvision
 from pinchpoint.learn.weights import put, read_tensors
 from pinchpoint.learn.zoo import Size, create
+from pinchpoint.utils.torchvision import import_torchvision
 
 TEMPLATES = (
     "a photo of a {}.",

@@ -105,7 +105,7 @@ def load(config: DataConfig) -> AnyDataset:
     elif kind == "npz" and rest:
         arrays, names = _from_npz(Path(rest).expanduser(), config.memory_gb)
     elif kind == "torchvision" and rest in TORCHVISION_NAMES:
-        from pinchpoint.learn.vision import torchvision_arrays
+        from pinchpoint.learn.torchvision_arrays import torchvision_arrays
 
         arrays = torchvision_arrays(rest, Path(config.root).expanduser())
     else:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pinchpoint.answers import as_logits
 from pinchpoint.errors import ModelError
 from pinchpoint.learn.models import AnyModelConfig
+from pinchpoint.utils.model_output import as_logits
 
 
 @dataclass(frozen=True)

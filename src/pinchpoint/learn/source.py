@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from pinchpoint.answers import answer
 from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.learn import normalisation
 from pinchpoint.learn.data import AnyDataset
@@ -22,7 +21,8 @@ from pinchpoint.learn.normalisation import parse_normalisation
 from pinchpoint.learn.opened import Source, by, checked, resized
 from pinchpoint.learn.user_code import from_user
 from pinchpoint.learn.zoo import LIBRARIES
-from pinchpoint.model_names import WAYS, unknown_model
+from pinchpoint.utils.model_names import WAYS, unknown_model
+from pinchpoint.utils.model_output import answer
 
 __all__ = ["Source", "fitting", "open_model", "parse_size", "with_known_normalisation"]
 

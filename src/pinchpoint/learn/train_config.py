@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pinchpoint.learn.augment import AugmentConfig
+from pinchpoint.utils.config import StrictModel
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NoiseConfig(_Strict):
+class NoiseConfig(StrictModel):
     """Heavy-tailed noise added to every weight after each step: ``scale`` times a symmetric alpha-stable draw.
 
     At ``alpha`` = 2 it is Gaussian of variance 2 scale^2; below, its variance is infinite (Wan et al. 2024, "Implicit
@@ -25,7 +22,7 @@ class NoiseConfig(_Strict):
     scale: float = Field(gt=0, allow_inf_nan=False)
 
 
-class TrainConfig(_Strict):
+class TrainConfig(StrictModel):
     """How to train.
 
     The learning rate climbs over ``warmup_epochs``, then follows ``schedule``: constant, half a cosine to zero at the last

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.answers import answer
 from pinchpoint.learn.part import Part, TensorPart
+from pinchpoint.utils.model_output import answer
 
 _BATCH = 1024
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 Size = tuple[int, int]
 """Height and width of the images."""

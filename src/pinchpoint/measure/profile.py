@@ -24,8 +24,8 @@ from pinchpoint.measure.layers import Layer, layers
 from pinchpoint.measure.norms import operator_norms
 from pinchpoint.measure.ranks import effective_rank, numerical_rank, rank_tolerance, stable_rank
 from pinchpoint.measure.spectrum import column_norms, frobenius_norm, row_norms, singular_values
-from pinchpoint.measure.threads import side_by_side
 from pinchpoint.records import LayerProfile, Profile, Skipped, View, ViewName
+from pinchpoint.utils.threads import side_by_side
 
 _POINTS = 256
 _Result = TypeVar("_Result")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.ranks import stable_rank
-from pinchpoint.measure.threads import one_thread
 from pinchpoint.records import Norm
+from pinchpoint.utils.threads import one_thread
 
 EPS64 = torch.finfo(torch.float64).eps
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import called
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.threat import own_draws
 from pinchpoint.errors import ModelError
@@ -24,6 +23,7 @@ from pinchpoint.mechanism.inside import Inside, inside
 from pinchpoint.mechanism.pairs import changed_pairs
 from pinchpoint.mechanism.passing import Seen, sample_dimension, samples_first, watching
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils.model_output import called
 
 _NUMBERS = 2**20
 """Input numbers that go through the model at a time: 340 CIFAR images, 6 of ImageNet's, in memory for any of them."""

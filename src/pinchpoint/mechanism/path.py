@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.answers import called, check_module
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.compressibility import dominant_terms
 from pinchpoint.measure.layers import linear_modules, weight_matrix
 from pinchpoint.mechanism.directions import alignment, baseline
 from pinchpoint.mechanism.pairs import changed_pairs
+from pinchpoint.utils.model_output import called, check_module
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pinchpoint.report import verdicts as told
 from pinchpoint.report.glossary import TERMS, Term
 from pinchpoint.report.material import NORM_NAMES, finite
 from pinchpoint.report.table import Cell
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _NONE = "–"
 

@@ -10,7 +10,7 @@ from pinchpoint.records import Family, Summary
 from pinchpoint.report import palette, svg
 from pinchpoint.report.material import finite
 from pinchpoint.report.svg import Axis, Series
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 SIGNS = {"linf": "l∞", "l2": "l₂", "l1": "l₁"}
 """How a norm is written in a figure."""

@@ -11,7 +11,7 @@ from pinchpoint.report import verdicts as told
 from pinchpoint.report.material import finite
 from pinchpoint.report.plates import SIGNS
 from pinchpoint.report.table import written
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _HEAD = """# Results
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pinchpoint.records import Ruling, Verdict
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 RULINGS: dict[Ruling, str] = {
     "supported": "every seed shows the direction the paper states and p < 0.05, two-sided and corrected for all claims of "

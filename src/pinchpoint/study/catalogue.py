@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from pinchpoint.configfile import mapping
 from pinchpoint.errors import ConfigError
 from pinchpoint.study.config import StudyConfig, parse
+from pinchpoint.utils.config import mapping
 
 
 def names() -> list[str]:

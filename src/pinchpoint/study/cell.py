@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pinchpoint.adversarial import AdversarialConfig
 from pinchpoint.errors import ConfigError
@@ -12,6 +12,7 @@ from pinchpoint.inspection import AuditConfig
 from pinchpoint.learn import DataConfig, TrainConfig
 from pinchpoint.learn.models import ZeroShotConfig
 from pinchpoint.recipe import PenaltyConfig, Recipe
+from pinchpoint.utils.config import StrictModel
 
 __all__ = [
     "Cell",
@@ -26,11 +27,7 @@ __all__ = [
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TuneConfig(_Strict):
+class TuneConfig(StrictModel):
     """Fine-tuning of a model that was made smaller, on the data it was trained on."""
 
     train: TrainConfig = TrainConfig(epochs=3, patience=None)
@@ -38,7 +35,7 @@ class TuneConfig(_Strict):
     adversarial: AdversarialConfig | None = None
 
 
-class TransferConfig(_Strict):
+class TransferConfig(StrictModel):
     """A new head for other data: ``linear`` keeps the encoder as it is, ``full`` trains everything. The model is judged on
     these data."""
 
@@ -47,7 +44,7 @@ class TransferConfig(_Strict):
     train: TrainConfig = TrainConfig()
 
 
-class PruneConfig(_Strict):
+class PruneConfig(StrictModel):
     """``pinchpoint.compress.prune``."""
 
     kind: Literal["prune"] = "prune"
@@ -60,7 +57,7 @@ class PruneConfig(_Strict):
     tune: TuneConfig | None = Field(default=None, description="after each step; null: none")
 
 
-class FactorizeConfig(_Strict):
+class FactorizeConfig(StrictModel):
     """``pinchpoint.compress.factorize``: one of rank, energy and residual."""
 
     kind: Literal["factorize"] = "factorize"
@@ -78,14 +75,14 @@ class FactorizeConfig(_Strict):
         return self
 
 
-class QuantizeConfig(_Strict):
+class QuantizeConfig(StrictModel):
     """``pinchpoint.compress.quantize``: a control, which concentrates nothing."""
 
     kind: Literal["quantize"] = "quantize"
     bits: int = Field(ge=2, le=16)
 
 
-class RescaleConfig(_Strict):
+class RescaleConfig(StrictModel):
     """``pinchpoint.compress.rescale``: a control, which changes the scale and leaves the structure."""
 
     kind: Literal["rescale"] = "rescale"
@@ -109,10 +106,10 @@ CompressConfig = Annotated[
 ]
 
 
-class SurrogateConfig(_Strict):
+class SurrogateConfig(StrictModel):
     """The model on which examples are made for this one: its own cell with values at dotted paths replaced."""
 
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default={})
     seed_shift: int = Field(default=1000, ge=0, description="added to the seed, so that it is no twin")
 
 

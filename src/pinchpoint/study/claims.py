@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils.config import StrictModel
 
 PlainMetric = Literal[
     "clean_accuracy",
@@ -73,11 +74,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Measured(_Strict):
+class _Measured(StrictModel):
     """A column of the study's rows, at a budget where it has one."""
 
     metric: Metric
@@ -127,7 +124,7 @@ class TrendConfig(_Measured):
         return self
 
 
-class Side(_Strict):
+class Side(StrictModel):
     """One side of a contrast: the models of a family at one level, or at all levels that both sides share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # label: 0.5
@@ -161,7 +158,7 @@ class ContrastConfig(_Measured):
         return self
 
 
-class ClaimConfig(_Strict):
+class ClaimConfig(StrictModel):
     """One claim: an id, what it says, where the paper says it, and how records decide."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")

@@ -23,25 +23,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from pinchpoint.configfile import mapping, overridden, read_text, validate
 from pinchpoint.errors import ConfigError
 from pinchpoint.study.axes import check_count, rows_of
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.claims import ClaimConfig
 from pinchpoint.study.cut import scaled
 from pinchpoint.study.maker import Maker, look_up
+from pinchpoint.utils.config import StrictModel, mapping, overridden, read_text, validate
 
 Level = tuple[int, str, Cell]
 """Number, label and configuration."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FamilyConfig(_Strict):
+class FamilyConfig(StrictModel):
     """Models of rising compressibility, or along any other axis. ``fixed`` overrides ``base``, the axes override both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # labels: [full, 32, 16]
@@ -49,7 +45,7 @@ class FamilyConfig(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     title: str = ""
     view: Literal["neuron", "spectral"] = Field(description="the compressibility by which its models are ranked")
-    fixed: dict[str, Any] = {}
+    fixed: dict[str, Any] = Field(default={})
     grid: dict[str, list[Any]] = Field(default={}, description="paths and their values, multiplied")
     zipped: dict[str, list[Any]] = Field(default={}, alias="zip", description="paths and values that go together")
     listed: tuple[dict[str, Any], ...] = Field(
@@ -78,7 +74,7 @@ class FamilyConfig(_Strict):
         return rows_of(self.name, self.listed, self.zipped, self.grid)
 
 
-class StudyConfig(_Strict):
+class StudyConfig(StrictModel):
     """A whole study."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9_-]+$")

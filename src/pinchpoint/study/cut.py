@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pinchpoint.configfile import overridden
 from pinchpoint.errors import ConfigError
 from pinchpoint.study.cell import Cell
+from pinchpoint.utils.config import overridden
 
 
 def scaled(content: Mapping[str, Any], scale: str | None, overrides: Mapping[str, Any], where: str) -> dict[str, Any]:

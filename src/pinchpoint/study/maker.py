@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model, field_validator
 
-from pinchpoint.configfile import overridden, validate
 from pinchpoint.errors import PinchpointError
 from pinchpoint.study.cell import Cell
+from pinchpoint.utils.config import overridden, validate
 
 _FIELDS = set(Cell.model_fields)
 

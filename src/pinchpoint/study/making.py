@@ -23,7 +23,8 @@ from pinchpoint.recipe import Recipe, make
 from pinchpoint.records import Compressed, Pruning, Training
 from pinchpoint.study.cell import Cell, PruneConfig, QuantizeConfig, RescaleConfig, TuneConfig
 from pinchpoint.study.graph import Stage
-from pinchpoint.workshop import Tuning, machine, versions
+from pinchpoint.utils.provenance import machine, versions
+from pinchpoint.workshop import Tuning
 
 _CHECKED = 1000
 """Validation samples on which a model is judged before and after it is made smaller: the stage knows of no audit."""

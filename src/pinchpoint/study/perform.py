@@ -15,14 +15,14 @@ from torch import nn
 from pinchpoint.errors import DivergedError, ModelError, PinchpointError, StoreError
 from pinchpoint.learn import AnyDataset, DataConfig, build, load
 from pinchpoint.learn.checkpoint import load as load_checkpoint
-from pinchpoint.learn.device import device_of
 from pinchpoint.learn.retrieval import load_captions
 from pinchpoint.records import Record, StageRecord
 from pinchpoint.study import auditing, making
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.graph import MODELS, Key, Stage
 from pinchpoint.study.store import Store
-from pinchpoint.workshop import machine, versions
+from pinchpoint.utils.device import device_of
+from pinchpoint.utils.provenance import machine, versions
 
 _SKIPPED = {"bound", "mechanism", "pictures"}
 """What may be impossible for a model without anything being wrong."""

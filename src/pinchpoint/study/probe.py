@@ -23,13 +23,13 @@ from pinchpoint.evaluate.logits import BATCH
 from pinchpoint.inspection import steps
 from pinchpoint.inspection.config import ThreatConfig
 from pinchpoint.learn import build, load
-from pinchpoint.learn.device import device_of
 from pinchpoint.learn.models import ModelConfig
 from pinchpoint.learn.retrieval import load_captions
 from pinchpoint.recipe import Recipe
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.graph import Stage
 from pinchpoint.study.probe_training import ENOUGH, training, tuning
+from pinchpoint.utils.device import device_of
 
 _LARGE = 3_000_000
 """Entries of all matrices above which singular values and bounds are not tried out, since that cannot be broken off."""

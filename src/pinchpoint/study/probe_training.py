@@ -9,11 +9,11 @@ import time
 from pinchpoint.errors import DivergedError
 from pinchpoint.evaluate.logits import BATCH
 from pinchpoint.learn import AnyDataset, Dataset, TrainConfig, load
-from pinchpoint.learn.device import device_of
 from pinchpoint.learn.parallel import Alone
 from pinchpoint.recipe import Recipe, Watch, make
 from pinchpoint.records import EpochRecord
 from pinchpoint.study.cell import Cell, FactorizeConfig, PruneConfig
+from pinchpoint.utils.device import device_of
 
 ENOUGH = 0.3
 """Seconds after which a probe has seen enough."""

@@ -10,7 +10,7 @@ from pinchpoint.report.audit import words
 from pinchpoint.report.audit.panels import named
 from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.svg import Axis, Series
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _WIDE, _TALL, _GAP = 300.0, 200.0, 74.0
 _PER_CENT = Axis(0.0, 1.0, [(share / 100, str(share)) for share in range(0, 101, 20)])

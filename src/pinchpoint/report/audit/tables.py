@@ -9,7 +9,7 @@ from pinchpoint.records import Advice, AuditReport, Comparison, PinchPoint, Shar
 from pinchpoint.report.audit import words
 from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.table import written
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pinchpoint.records import Share, ThreatNorm
 from pinchpoint.report.glossary import TERMS
 from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.table import written
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 ACCURACIES = ("accuracy", "robust_over_clean")
 """Ends of the names of metrics that are shares, and so written in per cent."""

@@ -11,7 +11,7 @@ from pinchpoint.report.audit.panels.common import model_color
 from pinchpoint.report.draw import Key, Panel, Row, Trace, number, plain, stack, upright
 from pinchpoint.report.material import NORM_NAMES
 from pinchpoint.report.palette import INK
-from pinchpoint.written import budget
+from pinchpoint.utils.numbers import budget
 
 _MOST_255THS = 128
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32)

@@ -7,7 +7,7 @@ import torch
 
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
-from pinchpoint.learn.device import device_of
+from pinchpoint.utils.device import device_of
 
 
 def test_auto_is_an_accelerator_that_knows_float64_or_the_cpu():

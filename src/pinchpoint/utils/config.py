@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from pinchpoint.errors import ConfigError, PinchpointError, brief
-from pinchpoint.written import number
+from pinchpoint.utils.numbers import number
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """A section of a configuration: frozen, and a key it does not know is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def read_text(path: Path, what: str) -> str:

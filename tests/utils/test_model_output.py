@@ -9,10 +9,10 @@ from torch import nn
 import pinchpoint as pp
 from oracles.odd_models import ModelOutput
 from pinchpoint import attack, evaluate, mechanism
-from pinchpoint.answers import answer, as_logits
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate.sheet import Plan
 from pinchpoint.pictures import pictures, representation_pca
+from pinchpoint.utils.model_output import answer, as_logits
 
 THREAT = pp.Threat("linf", 0.05)
 

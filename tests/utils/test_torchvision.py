@@ -11,7 +11,7 @@ import pytest
 
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.learn import DataConfig, load
-from pinchpoint.learn.vision import import_torchvision
+from pinchpoint.utils.torchvision import import_torchvision
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_channels_come_first(monkeypatch, tmp_path):
 @pytest.mark.long
 def test_the_import_works_in_a_fresh_process():
     code = (
-        "from pinchpoint.learn.vision import import_torchvision as load; import torch;"
+        "from pinchpoint.utils.torchvision import import_torchvision as load; import torch;"
         "vision = load(); again = load();"
         "model = vision.models.resnet18().eval();"
         "print(vision is again, tuple(model(torch.zeros(1, 3, 32, 32)).shape), hasattr(vision.datasets, 'CIFAR10'))"
