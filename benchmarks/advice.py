@@ -22,10 +22,10 @@ import torch
 
 import pinchpoint
 from benchmarks.common import machine, table, versions, write
+from pinchpoint.data import load
 from pinchpoint.inspection.prediction import REACHED
-from pinchpoint.learn import load
-from pinchpoint.learn.parallel import Alone
 from pinchpoint.recipe import Recipe, make
+from pinchpoint.train.parallel import Alone
 
 SEEDS = (0, 1, 2)
 KINDS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.bound import fully_connected
 from pinchpoint.attack import Threat, pgd
-from pinchpoint.learn import DataConfig, TrainConfig, load, train
-from pinchpoint.learn.data import Dataset
-from pinchpoint.learn.source import open_model
+from pinchpoint.data import DataConfig, load
+from pinchpoint.data.load import Dataset
+from pinchpoint.models.sources.open_model import open_model
+from pinchpoint.train import TrainConfig, train
 
 SIZES = (784, 2000, 2000, 2000, 10)
 NEEDED = ("mnist.npz", "cifar10.npz", "cifar10_resnet20.safetensors")

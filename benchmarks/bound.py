@@ -36,10 +36,11 @@ from pinchpoint.bound.ellipsoid import Step, ellipsoid_bound
 from pinchpoint.bound.product import items_of, propagate
 from pinchpoint.bound.robustness import dual_differences
 from pinchpoint.compress import GroupLasso
-from pinchpoint.learn import DataConfig, TrainConfig, load, train
-from pinchpoint.learn.data import Dataset
-from pinchpoint.learn.validation import loss_and_accuracy
+from pinchpoint.data import DataConfig, load
+from pinchpoint.data.load import Dataset
 from pinchpoint.records import Norm
+from pinchpoint.train import TrainConfig, train
+from pinchpoint.train.validation import loss_and_accuracy
 
 SIZES = (784, 256, 128, 10)
 WIDTHS = (64, 128, 256, 512, 1024)

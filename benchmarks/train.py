@@ -22,8 +22,10 @@ from benchmarks.common import interleaved, machine, ratio, table, versions, writ
 from benchmarks.train_penalties import penalty_ratios
 from pinchpoint.adversarial import AdversarialConfig, training_attack
 from pinchpoint.attack.gradient import eval_mode
-from pinchpoint.learn import Dataset, ModelConfig, TrainConfig, build, train
-from pinchpoint.learn.models import CifarResNetConfig
+from pinchpoint.data import Dataset
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.build import CifarResNetConfig
+from pinchpoint.train import TrainConfig, train
 
 LIMITS = {
     "nuclear_step_over_plain_2000": "at most 2",

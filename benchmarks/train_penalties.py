@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from benchmarks.common import interleaved, ratio, table
 from pinchpoint.compress import AlignmentPenalty, GroupLasso, NuclearNorm, Penalty, SpreadControl
 from pinchpoint.compress.polar import PolarMemory
-from pinchpoint.learn import Dataset, ModelConfig, TrainConfig, build, load, train
-from pinchpoint.learn.data_config import DataConfig
-from pinchpoint.learn.models import CifarResNetConfig
+from pinchpoint.data import Dataset, load
+from pinchpoint.data.config import DataConfig
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.build import CifarResNetConfig
+from pinchpoint.train import TrainConfig, train
 
 Step = Callable[[], None]
 

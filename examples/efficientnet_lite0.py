@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pinchpoint.learn.zoo import create
+from pinchpoint.models.zoo import create
 
 NAME = "tf_efficientnet_lite0"
 

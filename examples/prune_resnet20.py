@@ -24,8 +24,10 @@ from torch import Tensor, nn
 import pinchpoint as pp
 from pinchpoint.attack import apgd, dlr
 from pinchpoint.compress.prune import Pruned, prune
-from pinchpoint.learn import DataConfig, TrainConfig, load
-from pinchpoint.learn.source import open_model
+from pinchpoint.data import DataConfig
+from pinchpoint.train import TrainConfig
+from pinchpoint.data import load
+from pinchpoint.models.sources.open_model import open_model
 from pinchpoint.recipe import PenaltyConfig, Recipe
 from pinchpoint.workshop import Tuning
 

@@ -51,7 +51,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def digits():
     """scikit-learn's digits, split once."""
-    from pinchpoint.learn import DataConfig, load
+    from pinchpoint.data import DataConfig, load
 
     return load(DataConfig(name="digits"))
 
@@ -59,7 +59,8 @@ def digits():
 @pytest.fixture(scope="session")
 def trained(digits):
     """A network trained on the digits: 64-64-64-10 without biases, about 97 % clean accuracy."""
-    from pinchpoint.learn import ModelConfig, TrainConfig, build, train
+    from pinchpoint.models import ModelConfig, build
+    from pinchpoint.train import TrainConfig, train
 
     model = build(ModelConfig(hidden=(64, 64)), digits.input_shape, digits.classes, seed=0)
     train(model, digits, TrainConfig(epochs=30, learning_rate=3e-3, patience=8), seed=0)

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
+from pinchpoint.data.part import TensorPart
 from pinchpoint.evaluate import robust_accuracy
-from pinchpoint.learn import ModelConfig, TrainConfig, build, train
-from pinchpoint.learn.part import TensorPart
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.train import TrainConfig, train
 
 EPS = 0.1
 

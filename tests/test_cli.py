@@ -17,12 +17,13 @@ from oracles.console import Said, pinch
 from pinchpoint.attack import Threat
 from pinchpoint.evaluate import Samples, attack_sheet
 from pinchpoint.evaluate.sheet import Plan
-from pinchpoint.learn import ModelConfig, TrainConfig, build, train
-from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
-from pinchpoint.learn.models import CifarResNetConfig
-from pinchpoint.learn.resnet import Architecture, cifar_resnet
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.build import CifarResNetConfig
+from pinchpoint.models.checkpoint import CheckpointConfig, load, save
+from pinchpoint.models.cifar_resnet import Architecture, cifar_resnet
 from pinchpoint.records import AttackSheet, BoundSheet, Profile
 from pinchpoint.tables import down, up
+from pinchpoint.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pinchpoint.attack import Threat
 from pinchpoint.errors import ConfigError, ModelError, PinchpointError, ThreatError, brief, printable
 from pinchpoint.inspection import clock, gate
-from pinchpoint.learn import ModelConfig, build
-from pinchpoint.learn.source import open_model
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.sources.open_model import open_model
 from pinchpoint.records import Share, Subject
 from pinchpoint.report.audit.files import address
 from pinchpoint.study import axes, export

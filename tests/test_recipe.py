@@ -7,9 +7,9 @@ import torch
 
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
-from pinchpoint.learn import build
-from pinchpoint.learn.parallel import Alone
+from pinchpoint.models import build
 from pinchpoint.recipe import Recipe, make
+from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.config import validate
 
 

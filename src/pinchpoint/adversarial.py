@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, cross_entropy, pgd
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.inner import inner_pgd
+from pinchpoint.data.part import Part
 from pinchpoint.evaluate import not_asked, robust_accuracy
-from pinchpoint.learn.part import Part
 from pinchpoint.records import ThreatNorm
 from pinchpoint.utils.config import fraction
 from pinchpoint.utils.model_output import answer
@@ -54,7 +54,7 @@ class AdversarialConfig(BaseModel):
 def training_attack(
     config: AdversarialConfig, *, trades: bool = False
 ) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """What ``pinchpoint.learn.train`` takes as ``attack``.
+    """What ``pinchpoint.train.train`` takes as ``attack``.
 
     Args:
         config: which attack.

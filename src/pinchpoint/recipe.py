@@ -20,12 +20,14 @@ from pinchpoint.compress.penalty_alignment import AlignmentPenalty
 from pinchpoint.compress.penalty_groups import GroupLasso
 from pinchpoint.compress.penalty_sparse import L1, Hoyer
 from pinchpoint.compress.penalty_spread import SpreadControl
+from pinchpoint.data import DataConfig
+from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError
-from pinchpoint.learn import DataConfig, TrainConfig, build, train
-from pinchpoint.learn.data import AnyDataset
-from pinchpoint.learn.models import AnyModelConfig, ModelConfig
-from pinchpoint.learn.parallel import Engine
+from pinchpoint.models import build
+from pinchpoint.models.build import AnyModelConfig, ModelConfig
 from pinchpoint.records import EpochRecord, Training
+from pinchpoint.train import TrainConfig, train
+from pinchpoint.train.parallel import Engine
 from pinchpoint.utils.config import StrictModel, mapping, overridden, read_text, validate
 
 
@@ -158,7 +160,7 @@ def make(
         data: the recipe's data, loaded.
         seed: of the initial weights and of the training.
         engine: this process, or one of several.
-        state: where the state of the training is kept; see ``pinchpoint.learn.train``.
+        state: where the state of the training is kept; see ``pinchpoint.train.train``.
         watch: told of progress.
 
     Returns:

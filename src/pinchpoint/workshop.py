@@ -15,15 +15,16 @@ from pydantic import ValidationError
 from torch import nn
 
 from pinchpoint.compress.prune import FineTune
+from pinchpoint.data import load
+from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import CheckpointError, ConfigError, DivergedError, ModelError
 from pinchpoint.evaluate import accuracy
-from pinchpoint.learn import build, load
-from pinchpoint.learn.checkpoint import CheckpointConfig, save
-from pinchpoint.learn.data import AnyDataset
-from pinchpoint.learn.parallel import Alone, Engine, Together
-from pinchpoint.learn.source import Source
+from pinchpoint.models import build
+from pinchpoint.models.checkpoint import CheckpointConfig, save
+from pinchpoint.models.sources.open_model import Source
 from pinchpoint.recipe import Recipe, Watch, continue_training
 from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
+from pinchpoint.train.parallel import Alone, Engine, Together
 from pinchpoint.utils.config import validate
 from pinchpoint.utils.device import device_of
 from pinchpoint.utils.files import writable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat
-from pinchpoint.learn import Dataset
+from pinchpoint.data import Dataset
 
 Check = Callable[[Tensor, Tensor, Threat], None]
 

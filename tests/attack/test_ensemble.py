@@ -138,7 +138,7 @@ def test_never_higher_than_pyautoattack(request, digits, net, norm, eps):
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5 / 255), ("l2", 0.08)])
 def test_never_higher_than_pyautoattack_on_resnet20(real_data, norm, eps):
-    from pinchpoint.learn.source import open_model
+    from pinchpoint.models.sources.open_model import open_model
 
     model = open_model(str(real_data / "cifar10_resnet20.safetensors")).model.eval()
     data = np.load(real_data / "cifar10.npz")

@@ -10,10 +10,11 @@ import torch
 
 from oracles.console import pinch
 from pinchpoint.compress.prune import prune
-from pinchpoint.learn import ModelConfig, TrainConfig, build, train
-from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
-from pinchpoint.learn.source import open_model
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.checkpoint import CheckpointConfig, load, save
+from pinchpoint.models.sources.open_model import open_model
 from pinchpoint.records import Compressed
+from pinchpoint.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_an_interruption_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 
 def test_every_name_of_data_is_in_the_help():
     from pinchpoint.cli.options import DATA_NAMES
-    from pinchpoint.learn.data_config import FILE_KINDS, NPZ_NAMES
+    from pinchpoint.data.config import FILE_KINDS, NPZ_NAMES
 
     names = ("digits", *NPZ_NAMES, "npz:PATH", *(f"{kind}:PATH" for kind in FILE_KINDS), "torchvision:NAME")
     assert all(name in DATA_NAMES for name in names)

@@ -14,10 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 from oracles.console import pinch
+from pinchpoint.data import load
 from pinchpoint.errors import ConfigError
-from pinchpoint.learn import build, load, train
-from pinchpoint.learn.checkpoint import load as load_checkpoint
+from pinchpoint.models import build
+from pinchpoint.models.checkpoint import load as load_checkpoint
 from pinchpoint.recipe import Recipe, read_recipe
+from pinchpoint.train import train
 
 RECIPE = {
     "data": {"name": "digits", "limit_train": 300},
@@ -170,7 +172,7 @@ def test_an_interruption_says_what_is_kept(recipe, tmp_path, stop, monkeypatch):
 
 
 def test_a_loss_that_diverges_leaves_the_last_good_model(recipe, tmp_path, monkeypatch):
-    from pinchpoint.learn import loop
+    from pinchpoint.train import loop
 
     seen, own = [], loop.validate
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune
 from oracles.as_user import refused
 from pinchpoint.compress import LowRankConv2d, LowRankLinear, factorize, lowrank_like, merge, plan
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn.models import CifarResNetConfig, build
 from pinchpoint.measure import profile
+from pinchpoint.models.build import CifarResNetConfig, build
 from pinchpoint.utils.torchvision import import_torchvision
 
 

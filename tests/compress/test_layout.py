@@ -12,7 +12,7 @@ from pinchpoint.compress.factorize import factorize
 from pinchpoint.compress.layout import Layout, Selection, apply, layout_of
 from pinchpoint.compress.prune import prune
 from pinchpoint.errors import ModelError
-from pinchpoint.learn.resnet import Architecture, Shortcut, cifar_resnet
+from pinchpoint.models.cifar_resnet import Architecture, Shortcut, cifar_resnet
 
 
 def resnet8():

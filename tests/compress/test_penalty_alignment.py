@@ -122,7 +122,7 @@ def test_it_bounds_convolutions_with_any_units_off():
 
 
 def test_pairs_of_a_residual_network():
-    from pinchpoint.learn.resnet import Architecture, cifar_resnet
+    from pinchpoint.models.cifar_resnet import Architecture, cifar_resnet
 
     model = cifar_resnet(Architecture(depth=8, width=4, channels=3, classes=10))
     described = AlignmentPenalty(0.5).describe(model).removeprefix("AlignmentPenalty(0.5) on ").split(", ")

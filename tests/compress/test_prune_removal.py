@@ -13,7 +13,7 @@ from oracles.as_user import refused
 from pinchpoint.compress.prune import flop_count, prune
 from pinchpoint.compress.prune.graph import filters
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn.resnet import Architecture, cifar_resnet
+from pinchpoint.models.cifar_resnet import Architecture, cifar_resnet
 from pinchpoint.utils.torchvision import import_torchvision
 
 

@@ -20,7 +20,7 @@ from pinchpoint.compress import LowRankConv2d, LowRankLinear, quantize
 from pinchpoint.compress.prune import prune
 from pinchpoint.compress.quantize import quantized
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn.models import CifarResNetConfig, ModelConfig, build
+from pinchpoint.models.build import CifarResNetConfig, ModelConfig, build
 from pinchpoint.records import Quantization
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from oracles.as_user import refused
 from pinchpoint.compress import ConstantFrobenius, LowRankLinear, rescale
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.learn import ModelConfig, build
 from pinchpoint.measure import profile
+from pinchpoint.models import ModelConfig, build
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 3), st.sampled_from([0.25, 0.5, 2.0, 8.0]))

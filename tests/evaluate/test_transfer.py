@@ -105,7 +105,8 @@ def test_examples_driven_to_the_end_carry_further_than_those_at_the_boundary(tra
 
 @pytest.fixture(scope="module")
 def small_net_of_digits(digits):
-    from pinchpoint.learn import ModelConfig, TrainConfig, build, train
+    from pinchpoint.models import ModelConfig, build
+    from pinchpoint.train import TrainConfig, train
 
     model = build(ModelConfig(hidden=(32,)), digits.input_shape, digits.classes, seed=1)
     train(model, digits, TrainConfig(epochs=10, learning_rate=3e-3), seed=1)

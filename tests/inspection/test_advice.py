@@ -16,10 +16,10 @@ from pinchpoint.inspection.advice import CLIP, advise, apply
 from pinchpoint.inspection.pinch import follow, pinch_points
 from pinchpoint.inspection.prediction import MOST, REACHED, Curves
 from pinchpoint.inspection.shares import share
-from pinchpoint.learn import ModelConfig, build
-from pinchpoint.learn.checkpoint import CheckpointConfig, save
 from pinchpoint.measure import profile
 from pinchpoint.measure.convolution import convolution
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.models.checkpoint import CheckpointConfig, save
 from pinchpoint.records import BudgetPoint, PrunedLayer, Pruning
 
 EPS = 0.1

@@ -16,10 +16,11 @@ from pinchpoint.attack import Threat, apgd
 from pinchpoint.compress import ConstantFrobenius, NuclearNorm
 from pinchpoint.errors import ModelError
 from pinchpoint.inspection.pinch import Gains, follow, pinch_points
-from pinchpoint.learn import ModelConfig, TrainConfig, build, train
 from pinchpoint.measure import profile
 from pinchpoint.mechanism import LayerGain
+from pinchpoint.models import ModelConfig, build
 from pinchpoint.records import PairBounds
+from pinchpoint.train import TrainConfig, train
 
 LINF = Threat("linf", 0.1)
 

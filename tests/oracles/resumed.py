@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
-from pinchpoint.learn import DataConfig, TrainConfig, load, train
+from pinchpoint.data import DataConfig, load
+from pinchpoint.train import TrainConfig, train
 
 
 class Remembering:

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from pinchpoint.compress import GroupLasso
-from pinchpoint.learn import DataConfig, ModelConfig, TrainConfig, build, load, train
-from pinchpoint.learn.parallel import Together
+from pinchpoint.data import DataConfig, load
+from pinchpoint.models import ModelConfig, build
+from pinchpoint.train import TrainConfig, train
+from pinchpoint.train.parallel import Together
 
 
 def trained(engine=None, state=None, on_step=None):

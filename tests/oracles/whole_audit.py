@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.inspection import steps
 from pinchpoint.inspection.assemble import Found, assemble
 from pinchpoint.inspection.config import AuditConfig
-from pinchpoint.learn.data import AnyDataset
 from pinchpoint.records import Audit
 
 _Result = TypeVar("_Result")

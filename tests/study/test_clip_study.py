@@ -12,18 +12,18 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from oracles.as_user import refused
+from pinchpoint.data import Dataset
 from pinchpoint.errors import ConfigError, DataError, ModelError
-from pinchpoint.learn import Dataset
-from pinchpoint.learn.checkpoint import CheckpointConfig, load, save
-from pinchpoint.learn.clip import load_clip, zero_shot
-from pinchpoint.learn.models import ZeroShotConfig, build
-from pinchpoint.learn.parallel import Alone
-from pinchpoint.learn.retrieval import recalls
-from pinchpoint.learn.zero_shot import CLASS_NAMES, with_tower
+from pinchpoint.models.build import ZeroShotConfig, build
+from pinchpoint.models.checkpoint import CheckpointConfig, load, save
+from pinchpoint.models.clip import load_clip, zero_shot
+from pinchpoint.models.retrieval import recalls
+from pinchpoint.models.zero_shot import CLASS_NAMES, with_tower
 from pinchpoint.recipe import Recipe, make
 from pinchpoint.study import Store, catalogue, gather, parse, plan, run
 from pinchpoint.study.claims import RECALLS, ClaimConfig
 from pinchpoint.study.config import make_cell
+from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.torchvision import import_torchvision
 
 TINY = {

@@ -16,8 +16,8 @@ import pytest
 
 from oracles import pretend
 from oracles.as_user import refused
+from pinchpoint.data import DataConfig, load
 from pinchpoint.errors import ConfigError, DataError, StoreError
-from pinchpoint.learn import DataConfig, load
 from pinchpoint.study import Here, Store, parse, plan, run
 from pinchpoint.study.drive import Silent, drive
 from pinchpoint.study.engine import Job

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from pinchpoint.data import DataConfig, load
 from pinchpoint.errors import ConfigError, DataError, ModelError, StoreError
-from pinchpoint.learn import DataConfig, build, load
-from pinchpoint.learn.checkpoint import load as load_checkpoint
 from pinchpoint.measure import profile
+from pinchpoint.models import build
+from pinchpoint.models.checkpoint import load as load_checkpoint
 from pinchpoint.records import SCHEMA_VERSION, STORE_SCHEMA
 from pinchpoint.study import Here, Plan, Store, StudyConfig, finished_runs, making, parse, plan, run
 from pinchpoint.study.drive import drive

@@ -13,8 +13,8 @@ import pytest
 
 from oracles import pretend
 from oracles.as_user import refused
+from pinchpoint.data import DataConfig, load
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn import DataConfig, load
 from pinchpoint.study import Here, Store, parse, plan
 from pinchpoint.study.drive import drive
 from pinchpoint.study.engine import Engine, Job, Outcome

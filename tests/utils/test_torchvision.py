@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from pinchpoint.data import DataConfig, load
 from pinchpoint.errors import ConfigError, DataError
-from pinchpoint.learn import DataConfig, load
 from pinchpoint.utils.torchvision import import_torchvision
 
 

@@ -14,9 +14,9 @@ from pinchpoint.cli import checks
 from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, Normalize, err, folder, out, say
 
 if TYPE_CHECKING:
+    from pinchpoint.data.load import AnyDataset
     from pinchpoint.inspection.clock import Told
-    from pinchpoint.learn.data import AnyDataset
-    from pinchpoint.learn.source import Source
+    from pinchpoint.models.sources.open_model import Source
     from pinchpoint.records import AuditReport
 
 FAILED = 1
@@ -88,11 +88,11 @@ def audit(
     difference_robust_accuracy_linf (with --against), each also with _low or
     _high behind for an end of its 95 % interval, joined by and, or, not.
     """
+    from pinchpoint.data.config import DataConfig
+    from pinchpoint.data.load import load
     from pinchpoint.inspection import clock, gate
     from pinchpoint.inspection.audit import audit as run
     from pinchpoint.inspection.audit import parsed
-    from pinchpoint.learn.data import load
-    from pinchpoint.learn.data_config import DataConfig
     from pinchpoint.report.audit.files import check_folder, write
 
     if fail_if is not None:
@@ -141,7 +141,7 @@ def compare(
 
 
 def _open(model: str, data: AnyDataset, normalize: str | None) -> Source:
-    from pinchpoint.learn import source as sources
+    from pinchpoint.models.sources import open_model as sources
 
     source = sources.fitting(sources.open_model(model, data.input_shape, normalize=normalize), data)
     for note in source.notes:

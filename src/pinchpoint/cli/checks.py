@@ -14,7 +14,7 @@ from pinchpoint.utils.numbers import threat
 
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
 DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
-"""Those of ``learn.data``, likewise."""
+"""Those of ``data.config``, likewise."""
 
 
 def data(text: str | None) -> str | None:

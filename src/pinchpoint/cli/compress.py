@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pinchpoint.compress.prune import Allocation, Criterion, FineTune, Unit
-    from pinchpoint.learn.data import AnyDataset
-    from pinchpoint.learn.source import Source
+    from pinchpoint.data.load import AnyDataset
+    from pinchpoint.models.sources.open_model import Source
     from pinchpoint.records import Compressed
     from pinchpoint.workshop import Smaller, Tuning
 
@@ -206,10 +206,10 @@ def _prepare(
 ) -> tuple[Tuning | None, AnyDataset | None, Any]:
     """Fine-tuning, data and device; options that do not go together are refused."""
     from pinchpoint.attack import Threat
+    from pinchpoint.data.config import DataConfig
+    from pinchpoint.data.load import load
     from pinchpoint.errors import ConfigError
-    from pinchpoint.learn.data import load
-    from pinchpoint.learn.data_config import DataConfig
-    from pinchpoint.learn.source import fitting
+    from pinchpoint.models.sources.open_model import fitting
     from pinchpoint.recipe import Recipe
     from pinchpoint.utils.config import assignments, overridden, validate
     from pinchpoint.utils.device import device_of

@@ -15,8 +15,8 @@ from pinchpoint.cli import checks
 from pinchpoint.errors import printable
 
 if TYPE_CHECKING:
-    from pinchpoint.learn.data import AnyDataset
-    from pinchpoint.learn.source import Source
+    from pinchpoint.data.load import AnyDataset
+    from pinchpoint.models.sources.open_model import Source
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Workers = Annotated[
@@ -121,9 +121,9 @@ def open_with(
     model: str, data: str, samples: int, image_size: int | None = None, normalize: str | None = None
 ) -> tuple[Source, AnyDataset]:
     """Model and data that fit each other, the normalisation known; what was assumed is told on stderr."""
-    from pinchpoint.learn import source as sources
-    from pinchpoint.learn.data import load
-    from pinchpoint.learn.data_config import DataConfig
+    from pinchpoint.data.config import DataConfig
+    from pinchpoint.data.load import load
+    from pinchpoint.models.sources import open_model as sources
 
     content = load(DataConfig(name=data, image_size=image_size))
     source = sources.fitting(
@@ -145,13 +145,13 @@ def open_model(model: str, input_size: str | None) -> Source:
 
 def open_known(model: str, input_size: str | None, normalize: str | None) -> Source:
     """The model, where it is known how its inputs are normalised, as constants and data in pixels need it."""
-    from pinchpoint.learn.source import with_known_normalisation
+    from pinchpoint.models.sources.open_model import with_known_normalisation
 
     return with_known_normalisation(_told(model, input_size, normalize))
 
 
 def _told(model: str, input_size: str | None, normalize: str | None) -> Source:
-    from pinchpoint.learn import source as sources
+    from pinchpoint.models.sources import open_model as sources
 
     source = sources.open_model(model, None if input_size is None else sources.parse_size(input_size), normalize)
     for note in source.notes:

@@ -280,7 +280,7 @@ class _Known:
     def _snippet(self, action: Action) -> str:
         return (
             "from pinchpoint.inspection.advice import apply\n"
-            "from pinchpoint.learn.source import open_model\n"
+            "from pinchpoint.models.sources.open_model import open_model\n"
             f"model = apply(open_model({self.subject!r}).model, {dict(action)!r})"
         )
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.samples import check_samples, check_threats
+from pinchpoint.data.config import DataConfig
+from pinchpoint.data.load import AnyDataset, Dataset, load
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.evaluate import doubts_of, one_answer
 from pinchpoint.inspection import words
@@ -20,9 +22,7 @@ from pinchpoint.inspection.drawn_up import drawn_up
 from pinchpoint.inspection.effort import Effort
 from pinchpoint.inspection.shares import alike, paired
 from pinchpoint.inspection.work import Work
-from pinchpoint.learn.data import AnyDataset, Dataset, load
-from pinchpoint.learn.data_config import DataConfig
-from pinchpoint.learn.source import Source, fitting, open_model, with_known_normalisation
+from pinchpoint.models.sources.open_model import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.records import AuditReport
 from pinchpoint.utils.device import device_of
 from pinchpoint.utils.model_output import answer, check_module
@@ -46,7 +46,8 @@ def audit(
     """Audit a classifier: how compressible, how robust, and which layers pinch.
 
     Args:
-        model: what ``pinchpoint.learn.source.open_model`` takes, or a module that returns logits for inputs in [0, 1].
+        model: what ``pinchpoint.models.sources.open_model.open_model`` takes, or a module that returns logits for inputs in
+            [0, 1].
         data: a name (``cifar10``, ``npz:PATH``, ``imagefolder:PATH``, ...), a configuration, data, or inputs in [0, 1] and
             labels: then those behind the first ``samples`` are what universal perturbations and trials are fitted on.
         threats: ``norm:eps`` in pixels.
@@ -64,7 +65,7 @@ def audit(
     Raises:
         ConfigError, DataError, ModelError, CheckpointError, ThreatError: for what makes no sense, each saying why.
 
-    >>> from pinchpoint.learn import ModelConfig, build
+    >>> from pinchpoint.models import ModelConfig, build
     >>> network = build(ModelConfig(hidden=(16,)), (1, 8, 8), 10, seed=0)
     >>> report = audit(network, "digits", ["linf:0.02"], samples=20, standard=False)
     >>> len(report.verdict), report.threats[0].robust.of

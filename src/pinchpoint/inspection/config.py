@@ -46,7 +46,7 @@ class ThreatConfig(BaseModel):
 
 
 class CaptionsConfig(BaseModel):
-    """Images and their captions, as ``pinchpoint.learn.retrieval.load_captions`` reads them."""
+    """Images and their captions, as ``pinchpoint.models.retrieval.load_captions`` reads them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.data.load import AnyDataset, Dataset
 from pinchpoint.evaluate import logits_of, smallest_eps
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.inspection.changes import apply
 from pinchpoint.inspection.shares import counted
-from pinchpoint.learn.data import AnyDataset, Dataset
-from pinchpoint.learn.parallel import Alone
-from pinchpoint.learn.train_config import TrainConfig
 from pinchpoint.recipe import Recipe, continue_training
 from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
+from pinchpoint.train.config import TrainConfig
+from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.numbers import budget
 
 _NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")

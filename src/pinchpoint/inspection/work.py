@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, followable, gradient_doubt
 from pinchpoint.attack.gradient import at_once
+from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.evaluate import cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
@@ -33,9 +34,8 @@ from pinchpoint.inspection.steps import bound as bounded_by
 from pinchpoint.inspection.steps import mechanism_of
 from pinchpoint.inspection.threats import Judging, piece
 from pinchpoint.inspection.trial import follow_advice
-from pinchpoint.learn.data import AnyDataset
-from pinchpoint.learn.source import Source
 from pinchpoint.measure import profile as profile_of
+from pinchpoint.models.sources.open_model import Source
 from pinchpoint.pictures import pictures
 from pinchpoint.records import (
     Advice,

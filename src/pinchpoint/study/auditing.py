@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pinchpoint.data import AnyDataset
 from pinchpoint.inspection import steps
-from pinchpoint.learn import AnyDataset
-from pinchpoint.learn.models import ZeroShotConfig
-from pinchpoint.learn.retrieval import load_captions, retrieval
-from pinchpoint.learn.zero_shot import with_tower
+from pinchpoint.models.build import ZeroShotConfig
+from pinchpoint.models.retrieval import load_captions, retrieval
+from pinchpoint.models.zero_shot import with_tower
 from pinchpoint.records import Record, Retrieved
 from pinchpoint.study.graph import Stage
 

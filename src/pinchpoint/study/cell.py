@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pinchpoint.adversarial import AdversarialConfig
+from pinchpoint.data import DataConfig
 from pinchpoint.errors import ConfigError
 from pinchpoint.inspection import AuditConfig
-from pinchpoint.learn import DataConfig, TrainConfig
-from pinchpoint.learn.models import ZeroShotConfig
+from pinchpoint.models.build import ZeroShotConfig
 from pinchpoint.recipe import PenaltyConfig, Recipe
+from pinchpoint.train import TrainConfig
 from pinchpoint.utils.config import StrictModel
 
 __all__ = [

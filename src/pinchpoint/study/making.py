@@ -12,17 +12,17 @@ from pinchpoint.compress import factorize, plan
 from pinchpoint.compress.prune import FineTune, prune
 from pinchpoint.compress.quantize import quantize
 from pinchpoint.compress.rescale import rescale
+from pinchpoint.data import AnyDataset
 from pinchpoint.evaluate import accuracy
-from pinchpoint.learn import AnyDataset
-from pinchpoint.learn import train as train_model
-from pinchpoint.learn.checkpoint import CheckpointConfig, save
-from pinchpoint.learn.parallel import Alone
-from pinchpoint.learn.transfer import replace_head
-from pinchpoint.learn.transfer import transfer as new_head
+from pinchpoint.models.checkpoint import CheckpointConfig, save
 from pinchpoint.recipe import Recipe, make
 from pinchpoint.records import Compressed, Pruning, Training
 from pinchpoint.study.cell import Cell, PruneConfig, QuantizeConfig, RescaleConfig, TuneConfig
 from pinchpoint.study.graph import Stage
+from pinchpoint.train import train as train_model
+from pinchpoint.train.parallel import Alone
+from pinchpoint.train.transfer import replace_head
+from pinchpoint.train.transfer import transfer as new_head
 from pinchpoint.utils.provenance import machine, versions
 from pinchpoint.workshop import Tuning
 

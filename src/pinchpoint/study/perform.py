@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from pinchpoint.data import AnyDataset, DataConfig, load
 from pinchpoint.errors import DivergedError, ModelError, PinchpointError, StoreError
-from pinchpoint.learn import AnyDataset, DataConfig, build, load
-from pinchpoint.learn.checkpoint import load as load_checkpoint
-from pinchpoint.learn.retrieval import load_captions
+from pinchpoint.models import build
+from pinchpoint.models.checkpoint import load as load_checkpoint
+from pinchpoint.models.retrieval import load_captions
 from pinchpoint.records import Record, StageRecord
 from pinchpoint.study import auditing, making
 from pinchpoint.study.cell import Cell

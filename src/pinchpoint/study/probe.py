@@ -17,14 +17,15 @@ import torch
 
 from pinchpoint.attack import Threat, apgd, square
 from pinchpoint.compress import LowRankLinear
+from pinchpoint.data import load
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
 from pinchpoint.inspection import steps
 from pinchpoint.inspection.config import ThreatConfig
-from pinchpoint.learn import build, load
-from pinchpoint.learn.models import ModelConfig
-from pinchpoint.learn.retrieval import load_captions
+from pinchpoint.models import build
+from pinchpoint.models.build import ModelConfig
+from pinchpoint.models.retrieval import load_captions
 from pinchpoint.recipe import Recipe
 from pinchpoint.study.cell import Cell
 from pinchpoint.study.graph import Stage

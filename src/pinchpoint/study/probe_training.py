@@ -6,13 +6,14 @@ import math
 import statistics
 import time
 
+from pinchpoint.data import AnyDataset, Dataset, load
 from pinchpoint.errors import DivergedError
 from pinchpoint.evaluate.logits import BATCH
-from pinchpoint.learn import AnyDataset, Dataset, TrainConfig, load
-from pinchpoint.learn.parallel import Alone
 from pinchpoint.recipe import Recipe, Watch, make
 from pinchpoint.records import EpochRecord
 from pinchpoint.study.cell import Cell, FactorizeConfig, PruneConfig
+from pinchpoint.train import TrainConfig
+from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.device import device_of
 
 ENOUGH = 0.3
