@@ -20,8 +20,9 @@ from pathlib import Path
 import polars
 
 from benchmarks.common import peak_megabytes
-from pinchpoint.study import Plan, Stage, Store, StudyConfig, gather, parse, plan, run, tables
-from pinchpoint.study.graph import Kind
+from pinchpoint.study import Plan, Stage, Store, StudyConfig, gather, parse, plan, run
+from pinchpoint.study.graph.stages import Kind
+from pinchpoint.study.store import parquet as tables
 
 SEEDS = 5
 

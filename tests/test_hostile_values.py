@@ -16,7 +16,8 @@ from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.sources.open_model import open_model
 from pinchpoint.records import Share, Subject
 from pinchpoint.report.audit.files import address
-from pinchpoint.study import axes, export
+from pinchpoint.study.config import axes
+from pinchpoint.study.outputs import export
 from pinchpoint.utils.numbers import number
 
 

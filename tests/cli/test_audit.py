@@ -12,7 +12,7 @@ import pytest
 
 from oracles.console import Said, pinch
 from pinchpoint.records import AuditReport
-from pinchpoint.study.schema import audit_schema
+from pinchpoint.study.outputs.schema import audit_schema
 
 SMALL = ("--data", "digits", "--threat", "linf:0.05", "--samples", 12, "--quick")
 RECIPE = (

@@ -146,7 +146,7 @@ def test_schema_is_printed_or_written(tmp_path):
 
 
 def test_mirrors_are_named_on_the_command_line_and_one_that_fails_is_a_warning(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("pinchpoint.study.mirrors.KINDS", {"tensorboard": Broken, "mlflow": Kept})
+    monkeypatch.setattr("pinchpoint.study.outputs.trackers.KINDS", {"tensorboard": Broken, "mlflow": Kept})
     command = ("study", "run", made / "mini.yaml", "--out", tmp_path / "store", "--workers", 1)
     said = pinch(*command, "--mirror", "tensorboard:x", "--mirror", "mlflow:y", width=200)
     assert said.status == 0

@@ -94,8 +94,7 @@ def nursery(errors: Path) -> Iterator[Nursery]:
 
 
 def _fork_drivers() -> None:
-    import pinchpoint.study.perform
-    import pinchpoint.study.summary  # noqa: F401
+    import pinchpoint.study.analysis.summary  # noqa: F401
     from oracles import pretend  # noqa: F401
     from pinchpoint.study import parse
 
@@ -118,7 +117,9 @@ def _drive(config: object, root: Path, workers: int) -> None:
     import multiprocessing
 
     from oracles import pretend
-    from pinchpoint.study import Store, engine, perform, run
+    from pinchpoint.study import Store, run
+    from pinchpoint.study.engines import local as engine
+    from pinchpoint.study.stages import run as perform
 
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

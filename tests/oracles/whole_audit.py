@@ -12,9 +12,9 @@ from torch import nn
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.inspection import steps
-from pinchpoint.inspection.assemble import Found, assemble
 from pinchpoint.inspection.config import AuditConfig
 from pinchpoint.records import Audit
+from pinchpoint.study.analysis.assemble import Found, assemble
 
 _Result = TypeVar("_Result")
 

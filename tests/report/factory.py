@@ -31,8 +31,8 @@ from pinchpoint.records import (
     Training,
     View,
 )
-from pinchpoint.study.claims import ClaimConfig
-from pinchpoint.study.judge import judge
+from pinchpoint.study.analysis.verdicts import judge
+from pinchpoint.study.config.claims import ClaimConfig
 
 FAMILIES: list[dict[str, Any]] = [
     {"name": "group", "title": "Group lasso on rows", "view": "neuron", "labels": ["none", "1e-3", "3e-3", "1e-2"]},

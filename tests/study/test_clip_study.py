@@ -21,8 +21,8 @@ from pinchpoint.models.retrieval import recalls
 from pinchpoint.models.zero_shot import CLASS_NAMES, with_tower
 from pinchpoint.recipe import Recipe, make
 from pinchpoint.study import Store, catalogue, gather, parse, plan, run
-from pinchpoint.study.claims import RECALLS, ClaimConfig
-from pinchpoint.study.config import make_cell
+from pinchpoint.study.config.claims import RECALLS, ClaimConfig
+from pinchpoint.study.config.study import make_cell
 from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.torchvision import import_torchvision
 

@@ -58,8 +58,8 @@ def reproduce(
     """
     from pinchpoint.errors import ConfigError
     from pinchpoint.study import catalogue
-    from pinchpoint.study.catalogue import reproducible
-    from pinchpoint.study.mirrors import open_mirror
+    from pinchpoint.study.config.catalogue import reproducible
+    from pinchpoint.study.outputs.trackers import open_mirror
 
     known = reproducible()
     wanted = _chosen(names or [], known)
@@ -176,7 +176,7 @@ def _write_page(page: Path, out_dir: Path, store_at: str | Path, scale: str, kno
 
 
 def _write_text(path: Path, text: str) -> Path:
-    from pinchpoint.study.outputs import write_whole
+    from pinchpoint.study.outputs.files import write_whole
 
     return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -186,8 +186,8 @@ def _entry(name: str, scale: str, out_dir: Path, store: Store, finished: set[Key
     from pinchpoint.report.plates import plates
     from pinchpoint.report.results import Entry
     from pinchpoint.study import catalogue, plan
-    from pinchpoint.study.rows import read_rows
-    from pinchpoint.study.summary import summarise
+    from pinchpoint.study.analysis.rows import read_rows
+    from pinchpoint.study.analysis.summary import summarise
 
     config = catalogue(name, scale)
     planned = plan(config)

@@ -15,7 +15,7 @@ from pinchpoint.cli.options import err, out, say
 
 if TYPE_CHECKING:
     from pinchpoint.study import Engine, Failure, Stage, Store, StudyConfig
-    from pinchpoint.study.mirrors import Mirror
+    from pinchpoint.study.outputs.trackers import Mirror
 
 
 def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
@@ -33,11 +33,11 @@ def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
         count = default_workers() if workers is None else workers
         return Here() if count == 1 else Processes(count)
     if name == "ray":
-        from pinchpoint.study.ray_engine import Ray
+        from pinchpoint.study.engines.ray import Ray
 
         return Ray(address, workers)
     if name == "slurm":
-        from pinchpoint.study.slurm import Slurm
+        from pinchpoint.study.engines.slurm import Slurm
 
         return Slurm(workers)
     raise ConfigError("an engine must be known by name", name, "use local, ray or slurm")
@@ -65,8 +65,8 @@ def run_study(
         retry_failed: forget failures first.
     """
     from pinchpoint.study import open_store, plan, run
-    from pinchpoint.study.mirrors import mirrored
-    from pinchpoint.study.outputs import belongs_to
+    from pinchpoint.study.outputs.files import belongs_to
+    from pinchpoint.study.outputs.trackers import mirrored
 
     store = open_store(folder if store_at is None else store_at)
     belongs_to(folder, config.study)

@@ -50,7 +50,7 @@ def export(
     The records of stages need no exporting: DuckDB and Polars read STORE/stages/KIND/*/record.parquet as they are.
     """
     from pinchpoint.study import open_store
-    from pinchpoint.study.export import check_suffix, rows_of, send, write
+    from pinchpoint.study.outputs.export import check_suffix, rows_of, send, write
 
     check_suffix(out_file)
     rows = []
@@ -87,8 +87,8 @@ def gc(
     Name every study that shares the store. What was made with KEY=VALUE on a command line belongs to none of them.
     """
     from pinchpoint.errors import ConfigError
-    from pinchpoint.study import garbage as rubbish
     from pinchpoint.study import open_store
+    from pinchpoint.study.store import gc as rubbish
     from pinchpoint.tables import garbage_table
 
     configs = [config for name in studies for config in _scales(name)]
@@ -119,7 +119,7 @@ def schema(
 ) -> None:
     """Print the JSON schema of study files, of summary.json or of audit.json, for editors and other programs."""
     from pinchpoint.errors import ConfigError
-    from pinchpoint.study import schema as schemas
+    from pinchpoint.study.outputs import schema as schemas
 
     if out_dir is not None:
         for path in schemas.write(out_dir):

@@ -70,7 +70,7 @@ def study_run(
 
     Ctrl-C keeps what is finished; the same command goes on from there. Two such commands at once share the work.
     """
-    from pinchpoint.study.mirrors import open_mirror
+    from pinchpoint.study.outputs.trackers import open_mirror
 
     config = _read(file, values, scale)
     run_study(
@@ -102,8 +102,8 @@ def study_plan(
     Seconds come from like stages in the store, else from a probe of a minute at most. Nothing is kept.
     """
     from pinchpoint.study import default_workers, open_store, plan, status
-    from pinchpoint.study.estimate import estimate
-    from pinchpoint.study.probe import seconds as probe_seconds
+    from pinchpoint.study.cost.estimate import estimate
+    from pinchpoint.study.cost.probe import seconds as probe_seconds
     from pinchpoint.tables import estimate_sentence, plan_tables
 
     config = _read(file, values, scale)

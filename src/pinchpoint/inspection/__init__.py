@@ -1,23 +1,9 @@
 """One model looked at: measured, bounded, attacked, explained, and what to do about it.
 
-``audit`` does everything for one model; a study does the ``steps`` one by one and keeps each.
+``audit`` does everything for one model; a study does the ``steps`` one by one and keeps each. The folder is not called
+``audit``, since the package's function of that name would hide it.
 """
 
-from __future__ import annotations
+from pinchpoint.inspection.config import AuditConfig, CaptionsConfig, ThreatConfig
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pinchpoint.inspection.assemble import Found
-    from pinchpoint.inspection.config import AuditConfig, CaptionsConfig, ThreatConfig
-
-__all__ = ["AuditConfig", "CaptionsConfig", "Found", "ThreatConfig"]
-
-
-def __getattr__(name: str) -> object:
-    """Names are loaded when first asked for: conditions and times are read before torch is there."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "config" if name.endswith("Config") else "assemble"
-    return getattr(import_module(f"pinchpoint.inspection.{home}"), name)
+__all__ = ["AuditConfig", "CaptionsConfig", "ThreatConfig"]

@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pinchpoint.attack import Threat
-from pinchpoint.records import Comparison, Paired, PinchPoint, Profile, Share, ThreatReport
+from pinchpoint.records import (
+    Comparison,
+    Paired,
+    PinchPoint,
+    Profile,
+    Share,
+    ThreatReport,
+)
 from pinchpoint.utils.numbers import budget
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
@@ -107,3 +114,16 @@ def _percent(one: Share) -> str:
 
 def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+_WARNINGS = {"bound": "not bounded", "mechanism": "no mechanism", "pictures": "no pictures"}
+
+
+def not_measured(kind: str, name: str, reason: str) -> str:
+    """The warning for a part of a model that is not seen as a linear operator."""
+    return f"not measured: {kind} at '{name}' ({reason})"
+
+
+def not_done(step: str, norm: str, reason: str) -> str:
+    """The warning for a step that could not be done."""
+    return f"{_WARNINGS.get(step, step)} in {norm}: {reason}"

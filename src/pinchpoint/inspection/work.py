@@ -24,7 +24,6 @@ from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.evaluate.masking import masking_warnings
 from pinchpoint.inspection import examples, words
 from pinchpoint.inspection.advice import advise
-from pinchpoint.inspection.assemble import not_done, not_measured
 from pinchpoint.inspection.clock import Clock, TimeUp, until
 from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.inspection.effort import Effort, laid_out, pass_seconds
@@ -34,6 +33,7 @@ from pinchpoint.inspection.steps import bound as bounded_by
 from pinchpoint.inspection.steps import mechanism_of
 from pinchpoint.inspection.threats import Judging, piece
 from pinchpoint.inspection.trial import follow_advice
+from pinchpoint.inspection.words import not_done, not_measured
 from pinchpoint.measure import profile as profile_of
 from pinchpoint.models.sources.open_model import Source
 from pinchpoint.pictures import pictures

@@ -1,14 +1,14 @@
 """Experiments as files: validated whole, each stage done once, kept under the hash of what it depends on."""
 
-from pinchpoint.study.catalogue import catalogue, names, scales
-from pinchpoint.study.cell import Cell
-from pinchpoint.study.config import StudyConfig, parse, read
-from pinchpoint.study.engine import Engine, Here, Processes, default_workers
-from pinchpoint.study.graph import Key, Stage
-from pinchpoint.study.plan import Plan, Task, plan
-from pinchpoint.study.remote import RemoteStore, open_store
-from pinchpoint.study.store import Store
-from pinchpoint.study.study import Failure, Status, failures, finished_runs, gather, run, status
+from pinchpoint.study.api import Failure, Status, failures, finished_runs, gather, run, status
+from pinchpoint.study.config.catalogue import catalogue, names, scales
+from pinchpoint.study.config.cell import Cell
+from pinchpoint.study.config.study import StudyConfig, parse, read
+from pinchpoint.study.engines.local import Engine, Here, Processes, default_workers
+from pinchpoint.study.graph.plan import Plan, Task, plan
+from pinchpoint.study.graph.stages import Key, Stage
+from pinchpoint.study.store.remote import RemoteStore, open_store
+from pinchpoint.study.store.store import Store
 
 __all__ = [
     "Cell",

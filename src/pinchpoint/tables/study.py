@@ -11,7 +11,7 @@ from rich.table import Table
 from pinchpoint.records import Summary
 
 if TYPE_CHECKING:
-    from pinchpoint.study.estimate import Estimate
+    from pinchpoint.study.cost.estimate import Estimate
 
 _COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_accuracy": "UA", "gap": "gap"}
 

@@ -1,0 +1,1 @@
+"""From finished stages to numbers, tests and verdicts."""

@@ -1,0 +1,1 @@
+"""Executors: this process, processes of this machine, Ray, SLURM."""

@@ -1,0 +1,1 @@
+"""The stages that a study comes to, and which need which."""

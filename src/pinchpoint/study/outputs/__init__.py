@@ -1,0 +1,1 @@
+"""What a study writes: files, exports, schemas, trackers."""
