@@ -6,7 +6,7 @@ Small networks on scikit-learn's digits, and on MNIST where PINCHPOINT_DATA has 
 nuclear norm or a group lasso, three seeds each. Each is audited, and its first advice tried (``pinchpoint audit --try``).
 The share is the slope of the least-squares line through zero, from what the rule allows for to what was measured less what
 fine-tuning alone leads to; its interval comes from resampling the kinds of network.
-``pinchpoint.inspection.prediction.REACHED`` is this share, rounded.
+``pinchpoint.auditing.prediction.REACHED`` is this share, rounded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 
 import pinchpoint
 from benchmarks.common import machine, table, versions, write
+from pinchpoint.auditing.prediction import REACHED
 from pinchpoint.data import load
-from pinchpoint.inspection.prediction import REACHED
-from pinchpoint.recipe import Recipe, make
+from pinchpoint.recipes.recipe import Recipe, make
 from pinchpoint.train.parallel import Alone
 
 SEEDS = (0, 1, 2)

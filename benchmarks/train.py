@@ -20,11 +20,11 @@ from torch import nn
 
 from benchmarks.common import interleaved, machine, ratio, table, versions, write
 from benchmarks.train_penalties import penalty_ratios
-from pinchpoint.adversarial import AdversarialConfig, training_attack
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.data import Dataset
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.build import CifarResNetConfig
+from pinchpoint.recipes.adversarial import AdversarialConfig, training_attack
 from pinchpoint.train import TrainConfig, train
 
 LIMITS = {

@@ -28,8 +28,8 @@ from pinchpoint.data import DataConfig
 from pinchpoint.train import TrainConfig
 from pinchpoint.data import load
 from pinchpoint.models.sources.open_model import open_model
-from pinchpoint.recipe import PenaltyConfig, Recipe
-from pinchpoint.workshop import Tuning
+from pinchpoint.recipes.recipe import PenaltyConfig, Recipe
+from pinchpoint.recipes.folder import Tuning
 
 THREATS = {
     "linf:1/255": pp.Threat("linf", 1 / 255),

@@ -22,7 +22,18 @@ settings.register_profile("explore", deadline=None, print_blob=True)
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 
 # before anything imports pinchpoint: check jaxtyping's shapes and dtypes at every call
-_ROOMS = ("measure", "bound", "attack", "compress", "learn", "evaluate", "mechanism", "inspection")
+_ROOMS = (
+    "measure",
+    "bound",
+    "attack",
+    "compress",
+    "data",
+    "models",
+    "train",
+    "evaluate",
+    "mechanism",
+    "auditing",
+)
 install_import_hook([f"pinchpoint.{room}" for room in _ROOMS], f"{shapes.__name__}.{shapes.checked.__name__}")
 
 

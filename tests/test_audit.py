@@ -13,8 +13,8 @@ from torch import nn
 
 from oracles.whole_audit import audit
 from pinchpoint.attack import Threat
+from pinchpoint.auditing import AuditConfig, ThreatConfig
 from pinchpoint.evaluate import accuracy, adversarial_loss
-from pinchpoint.inspection import AuditConfig, ThreatConfig
 from pinchpoint.records import Audit
 
 CONFIG = AuditConfig(

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from pinchpoint.attack import Threat
+from pinchpoint.auditing import clock
+from pinchpoint.auditing import conditions as gate
 from pinchpoint.errors import ConfigError, ModelError, PinchpointError, ThreatError, brief, printable
-from pinchpoint.inspection import clock, gate
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.sources.open_model import open_model
 from pinchpoint.records import Share, Subject

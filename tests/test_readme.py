@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pinchpoint.recipe import read_recipe
+from pinchpoint.recipes.recipe import read_recipe
 from pinchpoint.study import parse, plan
 
 README = Path(__file__).parent.parent / "README.md"

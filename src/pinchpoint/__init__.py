@@ -16,10 +16,10 @@ from pinchpoint.version import __version__
 
 if TYPE_CHECKING:
     from pinchpoint.attack import Threat, apgd, pgd, universal
+    from pinchpoint.auditing.audit import audit
     from pinchpoint.bound import alignment, certified_radii, gap_bound, lipschitz, margins, structure_scale
     from pinchpoint.errors import PinchpointError, PinchpointWarning
     from pinchpoint.evaluate import robust_accuracy, robust_curve
-    from pinchpoint.inspection.audit import audit
     from pinchpoint.measure import OneAtATime, k_for_residual, layers, profile, residual, spread
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
     "bound": ("alignment", "certified_radii", "gap_bound", "lipschitz", "margins", "structure_scale"),
     "errors": ("PinchpointError", "PinchpointWarning"),
     "evaluate": ("robust_accuracy", "robust_curve"),
-    "inspection.audit": ("audit",),
+    "auditing.audit": ("audit",),
     "measure": ("OneAtATime", "k_for_residual", "layers", "profile", "residual", "spread"),
 }
 

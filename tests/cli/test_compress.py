@@ -179,7 +179,7 @@ def test_an_interruption_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pinchpoint.recipe.train", interrupted)
+    monkeypatch.setattr("pinchpoint.recipes.recipe.train", interrupted)
     options = ("--ratio", 0.5, "--data", "digits", "--epochs", 1)
     said = pinch("prune", checkpoint, *options, "--out", tmp_path / "pruned")
     assert said.status == 130

@@ -18,7 +18,7 @@ from pinchpoint.data import load
 from pinchpoint.errors import ConfigError
 from pinchpoint.models import build
 from pinchpoint.models.checkpoint import load as load_checkpoint
-from pinchpoint.recipe import Recipe, read_recipe
+from pinchpoint.recipes.recipe import Recipe, read_recipe
 from pinchpoint.train import train
 
 RECIPE = {
@@ -143,7 +143,7 @@ def stop(monkeypatch):
         def cut(*arguments, on_step, **options):
             return train(*arguments, on_step=told, save_seconds=save_seconds, **options)
 
-        monkeypatch.setattr("pinchpoint.recipe.train", cut)
+        monkeypatch.setattr("pinchpoint.recipes.recipe.train", cut)
 
     yield after
     monkeypatch.undo()
@@ -204,7 +204,7 @@ def test_a_folder_that_is_not_its_own_is_left_alone(recipe, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(recipe, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("pinchpoint.recipe.train", None)
+    monkeypatch.setattr("pinchpoint.recipes.recipe.train", None)
     for command in (("train", recipe()), ("train", recipe(), "train.epochs=3")):
         text = f"{tmp_path / 'file'} must be writable, but got File exists; name another folder or free some space."
         assert pinch(*command, "--out", tmp_path / "file").error == text
@@ -221,7 +221,7 @@ def test_what_was_killed_goes_on(recipe, tmp_path, monkeypatch):
     path = recipe()
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pinch("train", path, "train.epochs=40", "--out", whole)
-    monkeypatch.setattr("pinchpoint.recipe.train", functools.partial(train, save_seconds=0.0))
+    monkeypatch.setattr("pinchpoint.recipes.recipe.train", functools.partial(train, save_seconds=0.0))
     kills = 0
     while not (cut / "training.json").exists():
         process = multiprocessing.get_context("fork").Process(target=live, args=(path, cut))

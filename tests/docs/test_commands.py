@@ -14,9 +14,9 @@ import pytest
 import typer
 import yaml
 
+from pinchpoint.auditing import conditions as gate
 from pinchpoint.cli import app, checks
-from pinchpoint.inspection import gate
-from pinchpoint.recipe import read_recipe
+from pinchpoint.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"] if page.name != "results.md")

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 import pinchpoint
 from pinchpoint.attack import Threat
+from pinchpoint.auditing import steps
 from pinchpoint.errors import ContradictionError
 from pinchpoint.evaluate import Samples, attack_certified, attack_sheet, sheet
 from pinchpoint.evaluate.certified import chosen
 from pinchpoint.evaluate.sheet import Plan
-from pinchpoint.inspection import steps
 
 
 @pytest.fixture

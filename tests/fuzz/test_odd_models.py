@@ -24,7 +24,7 @@ from oracles.console import pinch
 from oracles.odd_models import Case, draw
 from pinchpoint import attack, evaluate, mechanism
 from pinchpoint.evaluate.sheet import Plan
-from pinchpoint.pictures import decision_plane, dominant_direction, pictures, representation_pca
+from pinchpoint.mechanism.decisions import decision_plane, dominant_direction, pictures, representation_pca
 
 LONGEST = 60.0
 """Seconds that no call may take."""

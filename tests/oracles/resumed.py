@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.data import DataConfig, load
+from pinchpoint.recipes.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.train import TrainConfig, train
 
 

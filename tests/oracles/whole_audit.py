@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from pinchpoint.auditing import steps
+from pinchpoint.auditing.config import AuditConfig
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.inspection import steps
-from pinchpoint.inspection.config import AuditConfig
 from pinchpoint.records import Audit
 from pinchpoint.study.analysis.assemble import Found, assemble
 

@@ -19,7 +19,7 @@ from pinchpoint.models.checkpoint import CheckpointConfig, load, save
 from pinchpoint.models.clip import load_clip, zero_shot
 from pinchpoint.models.retrieval import recalls
 from pinchpoint.models.zero_shot import CLASS_NAMES, with_tower
-from pinchpoint.recipe import Recipe, make
+from pinchpoint.recipes.recipe import Recipe, make
 from pinchpoint.study import Store, catalogue, gather, parse, plan, run
 from pinchpoint.study.config.claims import RECALLS, ClaimConfig
 from pinchpoint.study.config.study import make_cell

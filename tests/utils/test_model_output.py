@@ -11,7 +11,7 @@ from oracles.odd_models import ModelOutput
 from pinchpoint import attack, evaluate, mechanism
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate.sheet import Plan
-from pinchpoint.pictures import pictures, representation_pca
+from pinchpoint.mechanism.decisions import pictures, representation_pca
 from pinchpoint.utils.model_output import answer, as_logits
 
 THREAT = pp.Threat("linf", 0.05)

@@ -14,8 +14,8 @@ from pinchpoint.cli import checks
 from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, Normalize, err, folder, out, say
 
 if TYPE_CHECKING:
+    from pinchpoint.auditing.clock import Told
     from pinchpoint.data.load import AnyDataset
-    from pinchpoint.inspection.clock import Told
     from pinchpoint.models.sources.open_model import Source
     from pinchpoint.records import AuditReport
 
@@ -88,11 +88,12 @@ def audit(
     difference_robust_accuracy_linf (with --against), each also with _low or
     _high behind for an end of its 95 % interval, joined by and, or, not.
     """
+    from pinchpoint.auditing import clock
+    from pinchpoint.auditing import conditions as gate
+    from pinchpoint.auditing.audit import audit as run
+    from pinchpoint.auditing.audit import parsed
     from pinchpoint.data.config import DataConfig
     from pinchpoint.data.load import load
-    from pinchpoint.inspection import clock, gate
-    from pinchpoint.inspection.audit import audit as run
-    from pinchpoint.inspection.audit import parsed
     from pinchpoint.report.audit.files import check_folder, write
 
     if fail_if is not None:

@@ -103,7 +103,7 @@ def model(text: str | None) -> str | None:
 
 def condition(text: str | None) -> str | None:
     """A condition of --fail-if, or none."""
-    from pinchpoint.inspection import gate
+    from pinchpoint.auditing import conditions as gate
 
     if text is not None:
         gate.check(text)
@@ -112,7 +112,7 @@ def condition(text: str | None) -> str | None:
 
 def time(text: str | None) -> str | None:
     """A time, or none."""
-    from pinchpoint.inspection import clock
+    from pinchpoint.auditing import clock
 
     if text is not None:
         clock.seconds(text)

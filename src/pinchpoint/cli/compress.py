@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pinchpoint.compress.prune import Allocation, Criterion, FineTune, Unit
     from pinchpoint.data.load import AnyDataset
     from pinchpoint.models.sources.open_model import Source
+    from pinchpoint.recipes.folder import Smaller, Tuning
     from pinchpoint.records import Compressed
-    from pinchpoint.workshop import Smaller, Tuning
 
 Data = Annotated[
     str | None,
@@ -101,7 +101,7 @@ def prune(
     import torch
 
     from pinchpoint.compress import prune as cut
-    from pinchpoint.workshop import Smaller
+    from pinchpoint.recipes.folder import Smaller
 
     source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
@@ -164,8 +164,8 @@ def factorize(
     """
     from pinchpoint.compress import factorize as cut
     from pinchpoint.compress import plan
+    from pinchpoint.recipes.folder import Smaller
     from pinchpoint.records import Skipped
-    from pinchpoint.workshop import Smaller
 
     source = open_known(model, input_size, normalize)
     tuning, content, place = _prepare(
@@ -210,10 +210,10 @@ def _prepare(
     from pinchpoint.data.load import load
     from pinchpoint.errors import ConfigError
     from pinchpoint.models.sources.open_model import fitting
-    from pinchpoint.recipe import Recipe
+    from pinchpoint.recipes.folder import Tuning
+    from pinchpoint.recipes.recipe import Recipe
     from pinchpoint.utils.config import assignments, overridden, validate
     from pinchpoint.utils.device import device_of
-    from pinchpoint.workshop import Tuning
 
     place = device_of(device)
     if epochs and data is None:
@@ -257,8 +257,8 @@ def _finish(
     folder: Path,
     as_json: bool,
 ) -> None:
+    from pinchpoint.recipes.folder import compress
     from pinchpoint.tables import compressed_parts
-    from pinchpoint.workshop import compress
 
     asked = how if tuning is None else {**how, "fine_tuning": tuning.recipe.model_dump(mode="json")}
     try:

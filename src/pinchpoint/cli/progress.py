@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pinchpoint.cli.options import err
 
 if TYPE_CHECKING:
-    from pinchpoint.recipe import Watch
+    from pinchpoint.recipes.recipe import Watch
     from pinchpoint.records import EpochRecord
 
 _EVERY = 30.0  # seconds
@@ -27,7 +27,7 @@ def epochs(total: int, first: str = "starting", what: str = "") -> Iterator[Watc
         first: shown until the first step.
         what: before each epoch, where a training is part of something else.
     """
-    from pinchpoint.recipe import Watch
+    from pinchpoint.recipes.recipe import Watch
 
     columns = (
         TextColumn("{task.description}", markup=False),

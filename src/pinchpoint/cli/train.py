@@ -40,9 +40,9 @@ def train(
     training.json. The state is saved every minute: what was interrupted, even by
     a kill, goes on from there and ends at the same weights. A study trains many models: [bold]pinchpoint study[/bold].
     """
-    from pinchpoint.recipe import read_recipe
+    from pinchpoint.recipes.folder import produce, unfinished
+    from pinchpoint.recipes.recipe import read_recipe
     from pinchpoint.utils.config import assignments
-    from pinchpoint.workshop import produce, unfinished
 
     wanted = read_recipe(recipe, assignments(overrides or []))
     try:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pinchpoint.compress import L1, GroupLasso, NuclearNorm, Sum
 from pinchpoint.errors import ConfigError
-from pinchpoint.recipe import PenaltyConfig
+from pinchpoint.recipes.recipe import PenaltyConfig
 from pinchpoint.study import catalogue, parse, read
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pinchpoint.inspection.words import not_done, not_measured
+from pinchpoint.auditing.sentences import not_done, not_measured
 from pinchpoint.records import (
     Audit,
     Bounded,

@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
+from pinchpoint.auditing.sentences import not_done, not_measured
 from pinchpoint.errors import StoreError
-from pinchpoint.inspection.words import not_done, not_measured
 from pinchpoint.records import Member, ThreatNorm
 from pinchpoint.study.config.claims import RECALLS
 from pinchpoint.study.config.study import StudyConfig, no_collecting

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pinchpoint.adversarial import AdversarialConfig
+from pinchpoint.auditing import AuditConfig
 from pinchpoint.data import DataConfig
 from pinchpoint.errors import ConfigError
-from pinchpoint.inspection import AuditConfig
 from pinchpoint.models.build import ZeroShotConfig
-from pinchpoint.recipe import PenaltyConfig, Recipe
+from pinchpoint.recipes.adversarial import AdversarialConfig
+from pinchpoint.recipes.recipe import PenaltyConfig, Recipe
 from pinchpoint.train import TrainConfig
 from pinchpoint.utils.config import StrictModel
 

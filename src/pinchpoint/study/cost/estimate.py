@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pinchpoint.errors import PinchpointError
-from pinchpoint.recipe import Recipe
+from pinchpoint.recipes.recipe import Recipe
 from pinchpoint.study.graph.plan import Plan
 from pinchpoint.study.graph.stages import KINDS, MODELS, Key, Stage
 from pinchpoint.study.store.store import Store

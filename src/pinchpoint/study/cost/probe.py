@@ -16,17 +16,17 @@ from pathlib import Path
 import torch
 
 from pinchpoint.attack import Threat, apgd, square
+from pinchpoint.auditing import steps
+from pinchpoint.auditing.config import ThreatConfig
 from pinchpoint.compress import LowRankLinear
 from pinchpoint.data import load
 from pinchpoint.errors import ModelError
 from pinchpoint.evaluate import logits_of
 from pinchpoint.evaluate.logits import BATCH
-from pinchpoint.inspection import steps
-from pinchpoint.inspection.config import ThreatConfig
 from pinchpoint.models import build
 from pinchpoint.models.build import ModelConfig
 from pinchpoint.models.retrieval import load_captions
-from pinchpoint.recipe import Recipe
+from pinchpoint.recipes.recipe import Recipe
 from pinchpoint.study.config.cell import Cell
 from pinchpoint.study.cost.probe_training import ENOUGH, training, tuning
 from pinchpoint.study.graph.stages import Stage

@@ -9,7 +9,7 @@ import time
 from pinchpoint.data import AnyDataset, Dataset, load
 from pinchpoint.errors import DivergedError
 from pinchpoint.evaluate.logits import BATCH
-from pinchpoint.recipe import Recipe, Watch, make
+from pinchpoint.recipes.recipe import Recipe, Watch, make
 from pinchpoint.records import EpochRecord
 from pinchpoint.study.config.cell import Cell, FactorizeConfig, PruneConfig
 from pinchpoint.train import TrainConfig

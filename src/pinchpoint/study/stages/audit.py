@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pinchpoint.auditing import steps
 from pinchpoint.data import AnyDataset
-from pinchpoint.inspection import steps
 from pinchpoint.models.build import ZeroShotConfig
 from pinchpoint.models.retrieval import load_captions, retrieval
 from pinchpoint.models.zero_shot import with_tower

@@ -15,7 +15,8 @@ from pinchpoint.compress.rescale import rescale
 from pinchpoint.data import AnyDataset
 from pinchpoint.evaluate import accuracy
 from pinchpoint.models.checkpoint import CheckpointConfig, save
-from pinchpoint.recipe import Recipe, make
+from pinchpoint.recipes.folder import Tuning
+from pinchpoint.recipes.recipe import Recipe, make
 from pinchpoint.records import Compressed, Pruning, Training
 from pinchpoint.study.config.cell import Cell, PruneConfig, QuantizeConfig, RescaleConfig, TuneConfig
 from pinchpoint.study.graph.stages import Stage
@@ -24,7 +25,6 @@ from pinchpoint.train.parallel import Alone
 from pinchpoint.train.transfer import replace_head
 from pinchpoint.train.transfer import transfer as new_head
 from pinchpoint.utils.provenance import machine, versions
-from pinchpoint.workshop import Tuning
 
 _CHECKED = 1000
 """Validation samples on which a model is judged before and after it is made smaller: the stage knows of no audit."""

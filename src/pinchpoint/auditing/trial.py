@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack.gradient import eval_mode
+from pinchpoint.auditing.actions import apply
+from pinchpoint.auditing.intervals import counted
 from pinchpoint.data.load import AnyDataset, Dataset
 from pinchpoint.evaluate import logits_of, smallest_eps
 from pinchpoint.evaluate.logits import misclassified
-from pinchpoint.inspection.changes import apply
-from pinchpoint.inspection.shares import counted
-from pinchpoint.recipe import Recipe, continue_training
+from pinchpoint.recipes.recipe import Recipe, continue_training
 from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
 from pinchpoint.train.config import TrainConfig
 from pinchpoint.train.parallel import Alone

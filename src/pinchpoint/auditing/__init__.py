@@ -4,6 +4,6 @@
 ``audit``, since the package's function of that name would hide it.
 """
 
-from pinchpoint.inspection.config import AuditConfig, CaptionsConfig, ThreatConfig
+from pinchpoint.auditing.config import AuditConfig, CaptionsConfig, ThreatConfig
 
 __all__ = ["AuditConfig", "CaptionsConfig", "ThreatConfig"]

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.samples import check_samples, check_threats
+from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing.clock import Clock, Told
+from pinchpoint.auditing.effort import Effort
+from pinchpoint.auditing.intervals import alike, paired
+from pinchpoint.auditing.record import drawn_up
+from pinchpoint.auditing.session import Work
 from pinchpoint.data.config import DataConfig
 from pinchpoint.data.load import AnyDataset, Dataset, load
 from pinchpoint.errors import ConfigError, DataError
 from pinchpoint.evaluate import doubts_of, one_answer
-from pinchpoint.inspection import words
-from pinchpoint.inspection.clock import Clock, Told
-from pinchpoint.inspection.drawn_up import drawn_up
-from pinchpoint.inspection.effort import Effort
-from pinchpoint.inspection.shares import alike, paired
-from pinchpoint.inspection.work import Work
 from pinchpoint.models.sources.open_model import Source, fitting, open_model, with_known_normalisation
 from pinchpoint.records import AuditReport
 from pinchpoint.utils.device import device_of

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, Intervention, InTurn, SpectralBall
 from pinchpoint.compress.nuclear import NuclearNorm
 from pinchpoint.compress.penalty import Penalty, Sum
@@ -25,6 +24,7 @@ from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError
 from pinchpoint.models import build
 from pinchpoint.models.build import AnyModelConfig, ModelConfig
+from pinchpoint.recipes.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.records import EpochRecord, Training
 from pinchpoint.train import TrainConfig, train
 from pinchpoint.train.parallel import Engine

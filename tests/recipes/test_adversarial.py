@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pinchpoint.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.data.part import TensorPart
 from pinchpoint.evaluate import robust_accuracy
 from pinchpoint.models import ModelConfig, build
+from pinchpoint.recipes.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.train import TrainConfig, train
 
 EPS = 0.1

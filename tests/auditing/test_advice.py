@@ -11,11 +11,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pinchpoint.attack import Threat
+from pinchpoint.auditing.advice import CLIP, advise, apply
+from pinchpoint.auditing.intervals import share
+from pinchpoint.auditing.pinch_points import follow, pinch_points
+from pinchpoint.auditing.prediction import MOST, REACHED, Curves
 from pinchpoint.cli import app
-from pinchpoint.inspection.advice import CLIP, advise, apply
-from pinchpoint.inspection.pinch import follow, pinch_points
-from pinchpoint.inspection.prediction import MOST, REACHED, Curves
-from pinchpoint.inspection.shares import share
 from pinchpoint.measure import profile
 from pinchpoint.measure.convolution import convolution
 from pinchpoint.models import ModelConfig, build

@@ -17,26 +17,27 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, followable, gradient_doubt
 from pinchpoint.attack.gradient import at_once
+from pinchpoint.auditing import images as examples
+from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing.advice import advise
+from pinchpoint.auditing.clock import Clock, TimeUp, until
+from pinchpoint.auditing.config import AuditConfig, ThreatConfig
+from pinchpoint.auditing.effort import Effort, laid_out, pass_seconds
+from pinchpoint.auditing.intervals import counted
+from pinchpoint.auditing.pinch_points import Gains, follow, pinch_points
+from pinchpoint.auditing.sentences import not_done, not_measured
+from pinchpoint.auditing.steps import bound as bounded_by
+from pinchpoint.auditing.steps import mechanism_of
+from pinchpoint.auditing.threat_session import Judging, piece
+from pinchpoint.auditing.trial import follow_advice
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.evaluate import cross_entropy_loss, logits_of, universal_accuracy
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.evaluate.masking import masking_warnings
-from pinchpoint.inspection import examples, words
-from pinchpoint.inspection.advice import advise
-from pinchpoint.inspection.clock import Clock, TimeUp, until
-from pinchpoint.inspection.config import AuditConfig, ThreatConfig
-from pinchpoint.inspection.effort import Effort, laid_out, pass_seconds
-from pinchpoint.inspection.pinch import Gains, follow, pinch_points
-from pinchpoint.inspection.shares import counted
-from pinchpoint.inspection.steps import bound as bounded_by
-from pinchpoint.inspection.steps import mechanism_of
-from pinchpoint.inspection.threats import Judging, piece
-from pinchpoint.inspection.trial import follow_advice
-from pinchpoint.inspection.words import not_done, not_measured
 from pinchpoint.measure import profile as profile_of
+from pinchpoint.mechanism.decisions import pictures
 from pinchpoint.models.sources.open_model import Source
-from pinchpoint.pictures import pictures
 from pinchpoint.records import (
     Advice,
     Bounded,

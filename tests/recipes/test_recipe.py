@@ -8,7 +8,7 @@ import torch
 from oracles.as_user import refused
 from pinchpoint.errors import ConfigError
 from pinchpoint.models import build
-from pinchpoint.recipe import Recipe, make
+from pinchpoint.recipes.recipe import Recipe, make
 from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.config import validate
 
@@ -37,7 +37,7 @@ def test_norms_are_kept_at_a_multiple_of_the_first(digits):
     def watch(model):
         seen.append([float(model[place].weight.detach().norm()) for place in (1, 3, 5)])
 
-    from pinchpoint.recipe import continue_training
+    from pinchpoint.recipes.recipe import continue_training
 
     model = build(learned.model, digits.input_shape, digits.classes, seed=4)
     continue_training(model, learned, digits, seed=4, engine=Alone(torch.device("cpu")), after_step=watch)

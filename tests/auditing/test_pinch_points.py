@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pinchpoint.attack import Threat, apgd
+from pinchpoint.auditing.pinch_points import Gains, follow, pinch_points
 from pinchpoint.compress import ConstantFrobenius, NuclearNorm
 from pinchpoint.errors import ModelError
-from pinchpoint.inspection.pinch import Gains, follow, pinch_points
 from pinchpoint.measure import profile
 from pinchpoint.mechanism import LayerGain
 from pinchpoint.models import ModelConfig, build

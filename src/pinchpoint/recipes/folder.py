@@ -22,7 +22,7 @@ from pinchpoint.evaluate import accuracy
 from pinchpoint.models import build
 from pinchpoint.models.checkpoint import CheckpointConfig, save
 from pinchpoint.models.sources.open_model import Source
-from pinchpoint.recipe import Recipe, Watch, continue_training
+from pinchpoint.recipes.recipe import Recipe, Watch, continue_training
 from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
 from pinchpoint.train.parallel import Alone, Engine, Together
 from pinchpoint.utils.config import validate

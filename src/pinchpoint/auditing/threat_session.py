@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, standard_ensemble
 from pinchpoint.attack.ensemble import Attack, Version
 from pinchpoint.attack.gradient import graph_bytes
+from pinchpoint.auditing.clock import Clock, TimeUp, until
+from pinchpoint.auditing.intervals import counted, share
 from pinchpoint.evaluate import attack_certified, default_attacks, loss_and_examples, robust_accuracy, smallest_eps
 from pinchpoint.evaluate.certified import chosen
 from pinchpoint.evaluate.verdict import Verdict
-from pinchpoint.inspection.clock import Clock, TimeUp, until
-from pinchpoint.inspection.shares import counted, share
 from pinchpoint.records import BudgetPoint, Share
 
 _BYTES = 3 * 2**28

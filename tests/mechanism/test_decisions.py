@@ -12,8 +12,8 @@ from oracles.as_user import refused
 from pinchpoint.attack import Threat
 from pinchpoint.errors import ConfigError, DataError, ModelError
 from pinchpoint.evaluate import adversarial_loss
+from pinchpoint.mechanism.decisions import decision_plane, dominant_direction, pictures, representation_pca
 from pinchpoint.models.build import CifarResNetConfig, ModelConfig, Normalize, WideResNetConfig, build
-from pinchpoint.pictures import decision_plane, dominant_direction, pictures, representation_pca
 from pinchpoint.records import Pictures
 
 CONFIGS = [

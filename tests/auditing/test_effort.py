@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pinchpoint.attack.gradient import at_once, graph_bytes
-from pinchpoint.inspection.effort import TUNED, Effort, laid_out, pass_seconds
+from pinchpoint.auditing.effort import TUNED, Effort, laid_out, pass_seconds
 
 whole = Effort.of((3, 32, 32))
 
@@ -66,8 +66,8 @@ def test_what_a_pass_keeps() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_hopeless_radii_are_zero_and_others_are_not(norm: str) -> None:
-    from pinchpoint.inspection.config import AuditConfig, ThreatConfig
-    from pinchpoint.inspection.steps import bound
+    from pinchpoint.auditing.config import AuditConfig, ThreatConfig
+    from pinchpoint.auditing.steps import bound
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))

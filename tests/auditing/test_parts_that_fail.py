@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import pinchpoint
+from pinchpoint.auditing import steps
 from pinchpoint.data.load import Dataset
 from pinchpoint.errors import PinchpointWarning
-from pinchpoint.inspection import steps
 from pinchpoint.report.audit import views
 from pinchpoint.report.audit.files import read, write
 

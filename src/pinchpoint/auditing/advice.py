@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pinchpoint.inspection.changes import Action, apply
-from pinchpoint.inspection.prediction import REACHED, Curves, prediction
+from pinchpoint.auditing.actions import Action, apply
+from pinchpoint.auditing.prediction import REACHED, Curves, prediction
 from pinchpoint.measure.layers import layers
 from pinchpoint.measure.norms import operator_norms
 from pinchpoint.measure.shapes import forward_pass
@@ -84,7 +84,7 @@ def advise(
 
     >>> import torch
     >>> from pinchpoint.attack import Threat
-    >>> from pinchpoint.inspection.pinch import follow, pinch_points
+    >>> from pinchpoint.auditing.pinch_points import follow, pinch_points
     >>> from pinchpoint.measure import profile
     >>> model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 2, bias=False))
     >>> _ = model[0].weight.data.copy_(torch.diag(torch.tensor([9.0] + 15 * [1.0])))
@@ -279,7 +279,7 @@ class _Known:
 
     def _snippet(self, action: Action) -> str:
         return (
-            "from pinchpoint.inspection.advice import apply\n"
+            "from pinchpoint.auditing.advice import apply\n"
             "from pinchpoint.models.sources.open_model import open_model\n"
             f"model = apply(open_model({self.subject!r}).model, {dict(action)!r})"
         )

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from oracles.as_user import refused
+from pinchpoint.auditing.clock import Clock, TimeUp, seconds, until
 from pinchpoint.errors import ConfigError
-from pinchpoint.inspection.clock import Clock, TimeUp, seconds, until
 
 
 class Hand:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from oracles.as_user import refused
+from pinchpoint.auditing.intervals import alike, counted, paired, share
 from pinchpoint.errors import DataError
-from pinchpoint.inspection.shares import alike, counted, paired, share
 
 flags = st.lists(st.booleans(), min_size=1, max_size=60)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, square
+from pinchpoint.auditing.config import AuditConfig, ThreatConfig
 from pinchpoint.bound import (
     encoder,
     gap_bound_from_margins,
@@ -37,12 +38,11 @@ from pinchpoint.evaluate import (
     robust_curve,
     universal_accuracy,
 )
-from pinchpoint.inspection.config import AuditConfig, ThreatConfig
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
 from pinchpoint.mechanism import LayerGain, LayerTrace
 from pinchpoint.mechanism import trace as trace_mechanism
-from pinchpoint.pictures import pictures
+from pinchpoint.mechanism.decisions import pictures
 from pinchpoint.records import (
     Bounded,
     Bounds,

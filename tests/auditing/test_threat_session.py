@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pinchpoint.attack import Threat, standard_ensemble
+from pinchpoint.auditing.clock import Clock, TimeUp
+from pinchpoint.auditing.threat_session import Judging
 from pinchpoint.evaluate import robust_accuracy
-from pinchpoint.inspection.clock import Clock, TimeUp
-from pinchpoint.inspection.threats import Judging
 
 
 class Hand:

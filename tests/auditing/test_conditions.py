@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracles.as_user import refused
+from pinchpoint.auditing.conditions import check, holds, numbers
 from pinchpoint.errors import ConfigError
-from pinchpoint.inspection.gate import check, holds, numbers
 from report import audit_factory
 
 NAMES = {"robust_accuracy": 0.25, "clean_accuracy": 0.9, "lipschitz_l2": 12.5, "difference_clean_accuracy": -0.5}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pinchpoint.inspection import words
-from pinchpoint.inspection.threats import Judging
-from pinchpoint.inspection.work import Work
+from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing.session import Work
+from pinchpoint.auditing.threat_session import Judging
 from pinchpoint.records import AuditReport, Samples, Subject, ThreatReport
 from pinchpoint.utils.provenance import machine, versions
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from pinchpoint.auditing.actions import apply, clipped, raised
 from pinchpoint.compress import LowRankConv2d, LowRankLinear
 from pinchpoint.compress.prune import prune
 from pinchpoint.errors import ConfigError, ModelError
-from pinchpoint.inspection.changes import apply, clipped, raised
 from pinchpoint.measure import layers
 from pinchpoint.measure.convolution import convolution
 
