@@ -32,9 +32,9 @@ from pinchpoint.bound import (
     radii_from_margins,
     trace,
 )
-from pinchpoint.bound.ellipsoid import Step, ellipsoid_bound
-from pinchpoint.bound.product import items_of, propagate
-from pinchpoint.bound.robustness import dual_differences
+from pinchpoint.bound.certificates import dual_differences
+from pinchpoint.bound.methods.ellipsoid import Step, ellipsoid_bound
+from pinchpoint.bound.methods.product import items_of, propagate
 from pinchpoint.compress import GroupLasso
 from pinchpoint.data import DataConfig, load
 from pinchpoint.data.load import Dataset

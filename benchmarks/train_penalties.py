@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratio, table
 from pinchpoint.compress import AlignmentPenalty, GroupLasso, NuclearNorm, Penalty, SpreadControl
-from pinchpoint.compress.polar import PolarMemory
+from pinchpoint.compress.penalties.polar import PolarMemory
 from pinchpoint.data import Dataset, load
 from pinchpoint.data.config import DataConfig
 from pinchpoint.models import ModelConfig, build

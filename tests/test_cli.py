@@ -16,7 +16,7 @@ import pinchpoint
 from oracles.console import Said, pinch
 from pinchpoint.attack import Threat
 from pinchpoint.evaluate import Samples, attack_sheet
-from pinchpoint.evaluate.sheet import Plan
+from pinchpoint.evaluate.named_attacks import Plan
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.build import CifarResNetConfig
 from pinchpoint.models.checkpoint import CheckpointConfig, load, save

@@ -14,7 +14,7 @@ from torch import nn
 
 from oracles.threats import diagonal
 from pinchpoint.attack import Threat, fab, nearest_misclassified
-from pinchpoint.attack.hyperplane import shortest_move
+from pinchpoint.attack.fab_projection import shortest_move
 from pinchpoint.evaluate import robust_accuracy, within
 
 NORMS = [("linf", 1), ("l2", 2), ("l1", np.inf)]

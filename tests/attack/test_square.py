@@ -13,7 +13,7 @@ from torch import nn
 
 from oracles.threats import diagonal
 from pinchpoint.attack import Threat, square
-from pinchpoint.attack.windows import Window, covered, image_shape, pattern, place, tiles, window_size
+from pinchpoint.attack.square_windows import Window, covered, image_shape, pattern, place, tiles, window_size
 from pinchpoint.evaluate import robust_accuracy, within
 
 # --- windows ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pinchpoint.compress import LowRankConv2d, LowRankLinear
 from pinchpoint.compress.prune import prune
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.measure import layers
-from pinchpoint.measure.convolution import convolution
+from pinchpoint.measure.convolution.operator import convolution
 
 
 def matrix_of(model, name):

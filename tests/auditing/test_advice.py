@@ -17,7 +17,7 @@ from pinchpoint.auditing.pinch_points import follow, pinch_points
 from pinchpoint.auditing.prediction import MOST, REACHED, Curves
 from pinchpoint.cli import app
 from pinchpoint.measure import profile
-from pinchpoint.measure.convolution import convolution
+from pinchpoint.measure.convolution.operator import convolution
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.checkpoint import CheckpointConfig, save
 from pinchpoint.records import BudgetPoint, PrunedLayer, Pruning

@@ -14,7 +14,7 @@ from oracles.as_user import refused
 from oracles.networks import DUAL, ORDER, operator_norm, relu_network
 from pinchpoint.attack import Threat, apgd
 from pinchpoint.bound import certified_accuracy, encoder, lipschitz, margins, radii_from_margins
-from pinchpoint.bound.robustness import dual_differences
+from pinchpoint.bound.certificates import dual_differences
 from pinchpoint.errors import ModelError
 
 NORMS = ("linf", "l2")

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from oracles.as_user import refused
 from oracles.matrices import matrices
 from pinchpoint.bound import lipschitz
-from pinchpoint.bound.graph import trace
+from pinchpoint.bound.network.trace import trace
 from pinchpoint.compress import ConstantFrobenius, LowRankConv2d, LowRankLinear, truncate
 from pinchpoint.errors import ModelError
 from pinchpoint.measure import profile

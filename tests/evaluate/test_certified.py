@@ -10,9 +10,10 @@ import pinchpoint
 from pinchpoint.attack import Threat
 from pinchpoint.auditing import steps
 from pinchpoint.errors import ContradictionError
-from pinchpoint.evaluate import Samples, attack_certified, attack_sheet, sheet
+from pinchpoint.evaluate import Samples, attack_certified, attack_sheet
+from pinchpoint.evaluate import named_attacks as sheet
 from pinchpoint.evaluate.certified import chosen
-from pinchpoint.evaluate.sheet import Plan
+from pinchpoint.evaluate.named_attacks import Plan
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import pinchpoint as pp
 from oracles.console import pinch
 from oracles.odd_models import Case, draw
 from pinchpoint import attack, evaluate, mechanism
-from pinchpoint.evaluate.sheet import Plan
+from pinchpoint.evaluate.named_attacks import Plan
 from pinchpoint.mechanism.decisions import decision_plane, dominant_direction, pictures, representation_pca
 
 LONGEST = 60.0

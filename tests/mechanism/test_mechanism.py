@@ -13,8 +13,8 @@ from torch import nn
 from pinchpoint.compress import LowRankLinear
 from pinchpoint.errors import ModelError
 from pinchpoint.mechanism import alignment, baseline, gains, relative_change, right_singular_vectors, trace
-from pinchpoint.mechanism.inside import dominant_directions
-from pinchpoint.mechanism.passing import sample_dimension
+from pinchpoint.mechanism.dominant_energy import dominant_directions
+from pinchpoint.mechanism.layer_hooks import sample_dimension
 
 RNG = np.random.default_rng(0)
 
@@ -386,7 +386,7 @@ def test_gains_do_not_depend_on_how_many_samples_go_through_at_a_time(monkeypatc
     x = torch.rand(10, 1, 4, 4, dtype=torch.float64)
     moved = x + 0.1 * torch.randn_like(x)
     at_once = gains(net, x, moved)
-    monkeypatch.setattr("pinchpoint.mechanism.gain._NUMBERS", 3 * 16 * 4)
+    monkeypatch.setattr("pinchpoint.mechanism.gains._NUMBERS", 3 * 16 * 4)
     for one, whole in zip(gains(net, x, moved), at_once, strict=True):
         assert dataclasses.astuple(one)[2:] == pytest.approx(dataclasses.astuple(whole)[2:], rel=1e-12)
 

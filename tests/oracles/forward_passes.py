@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pinchpoint.bound import lipschitz, margins, trace
-from pinchpoint.bound.graph import Network
 from pinchpoint.bound.lipschitz import uppers_by_method
+from pinchpoint.bound.network.trace import Network
 from pinchpoint.errors import ContradictionError, ModelError, PinchpointError
 from pinchpoint.records import Norm
 

@@ -10,7 +10,7 @@ import pinchpoint as pp
 from oracles.odd_models import ModelOutput
 from pinchpoint import attack, evaluate, mechanism
 from pinchpoint.errors import ModelError
-from pinchpoint.evaluate.sheet import Plan
+from pinchpoint.evaluate.named_attacks import Plan
 from pinchpoint.mechanism.decisions import pictures, representation_pca
 from pinchpoint.utils.model_output import answer, as_logits
 

@@ -3,12 +3,12 @@
 from pinchpoint.attack.apgd import apgd, apgd_to_the_end, targeted_apgd
 from pinchpoint.attack.deepfool import deepfool
 from pinchpoint.attack.differences import Differences, followable, pgd_by_differences
-from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.ensemble import standard_ensemble
 from pinchpoint.attack.fab import fab, nearest_misclassified
 from pinchpoint.attack.fgsm import fgsm
-from pinchpoint.attack.inner import inner_pgd
-from pinchpoint.attack.minimum import minimum_norm
+from pinchpoint.attack.gradient_doubt import Doubt, gradient_doubt
+from pinchpoint.attack.inner_pgd import inner_pgd
+from pinchpoint.attack.minimum_norm import minimum_norm
 from pinchpoint.attack.objectives import (
     Objective,
     TargetedObjective,

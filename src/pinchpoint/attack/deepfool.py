@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.attack.fab_projection import shortest_move
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled, input_gradient, objective_of
-from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import targeted_margin
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pinchpoint.attack.doubt import margin_gradient
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled
+from pinchpoint.attack.gradient_doubt import margin_gradient
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.pgd import pgd
 from pinchpoint.attack.samples import check_points, check_samples

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pinchpoint.attack.apgd import apgd, targeted_apgd
 from pinchpoint.attack.differences import pgd_by_differences
-from pinchpoint.attack.doubt import Doubt, gradient_doubt
 from pinchpoint.attack.fab import fab
 from pinchpoint.attack.gradient import at_once, attacking
+from pinchpoint.attack.gradient_doubt import Doubt, gradient_doubt
 from pinchpoint.attack.objectives import logit_scale, scaled_log_odds, targeted_dlr, targeted_margin
 from pinchpoint.attack.samples import check_logits, check_points
 from pinchpoint.attack.square import square

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pinchpoint.attack.fab_projection import shortest_move
 from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value, value_and_gradient
-from pinchpoint.attack.hyperplane import shortest_move
 from pinchpoint.attack.objectives import margin, targeted_margin
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples

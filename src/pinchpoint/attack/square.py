@@ -16,8 +16,8 @@ from pinchpoint.attack.gradient import attacking, checked_logits, fooled, value
 from pinchpoint.attack.objectives import margin
 from pinchpoint.attack.pgd import check_steps
 from pinchpoint.attack.samples import check_samples
+from pinchpoint.attack.square_windows import Window, covered, image_shape, pattern, place, tiles, window_size
 from pinchpoint.attack.threat import Threat, own_draws
-from pinchpoint.attack.windows import Window, covered, image_shape, pattern, place, tiles, window_size
 
 _REPACK = 0.1  # fallen share of the batch at which the survivors are gathered
 _TINY = 1e-12

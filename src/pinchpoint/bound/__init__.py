@@ -1,11 +1,6 @@
 """Numbers that hold for every input (paper, section 3)."""
 
-from pinchpoint.bound.alignment import Alignment, alignment
-from pinchpoint.bound.graph import Network, trace
-from pinchpoint.bound.lipschitz import Lipschitz, Margins, encoder, lipschitz, margins
-from pinchpoint.bound.local import local_margins, locally_certified
-from pinchpoint.bound.operations import HasLipschitz
-from pinchpoint.bound.robustness import (
+from pinchpoint.bound.certificates import (
     certified_accuracy,
     certified_radii,
     gap_bound,
@@ -14,7 +9,12 @@ from pinchpoint.bound.robustness import (
     head_factor,
     radii_from_margins,
 )
-from pinchpoint.bound.structure import StructureScale, structure_curve, structure_scale
+from pinchpoint.bound.lipschitz import Lipschitz, Margins, encoder, lipschitz, margins
+from pinchpoint.bound.local import local_margins, locally_certified
+from pinchpoint.bound.methods.alignment import Alignment, alignment
+from pinchpoint.bound.methods.structure import StructureScale, structure_curve, structure_scale
+from pinchpoint.bound.network.operations import HasLipschitz
+from pinchpoint.bound.network.trace import Network, trace
 
 __all__ = [
     "Alignment",

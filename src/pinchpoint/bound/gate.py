@@ -7,8 +7,8 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from pinchpoint.bound.graph import Network
-from pinchpoint.bound.lower import changes, starting_points
+from pinchpoint.bound.methods.lower import changes, starting_points
+from pinchpoint.bound.network.trace import Network
 from pinchpoint.errors import ContradictionError, ModelError
 from pinchpoint.records import Norm
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pinchpoint.bound.operations import Conv, Dense, Scale
-from pinchpoint.bound.runs import Run
-from pinchpoint.bound.structure import structure_scale
+from pinchpoint.bound.methods.structure import structure_scale
+from pinchpoint.bound.network.operations import Conv, Dense, Scale
+from pinchpoint.bound.network.runs import Run
 from pinchpoint.records import LayerBounds, Norm, OperatorBounds
 
 _WRITTEN_OUT = 1024

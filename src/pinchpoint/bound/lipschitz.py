@@ -24,18 +24,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pinchpoint.bound.alignment import alignment
-from pinchpoint.bound.cost import network_seconds, step_seconds
-from pinchpoint.bound.ellipsoid import ellipsoid_bound
+from pinchpoint.bound.certificates import dual_differences
 from pinchpoint.bound.gate import certified, check_pairs
-from pinchpoint.bound.graph import Network, trace
-from pinchpoint.bound.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
-from pinchpoint.bound.operations import Dense, Known
-from pinchpoint.bound.product import Item, items_of, propagate
-from pinchpoint.bound.robustness import dual_differences
-from pinchpoint.bound.runs import Run
-from pinchpoint.bound.states import Stretch, stretches
-from pinchpoint.bound.structure import structure_scale
+from pinchpoint.bound.methods.alignment import alignment
+from pinchpoint.bound.methods.cost import network_seconds, step_seconds
+from pinchpoint.bound.methods.ellipsoid import ellipsoid_bound
+from pinchpoint.bound.methods.lower import PASSES, STEP_PASSES, ascended, sampled, starting_points
+from pinchpoint.bound.methods.product import Item, items_of, propagate
+from pinchpoint.bound.methods.state_space import Stretch, stretches
+from pinchpoint.bound.methods.structure import structure_scale
+from pinchpoint.bound.network.operations import Dense, Known
+from pinchpoint.bound.network.runs import Run
+from pinchpoint.bound.network.trace import Network, trace
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.spectrum import check_norm, inflate, operator_norm_upper, times_up
 from pinchpoint.records import Norm
@@ -137,7 +137,7 @@ def lipschitz(
     Raises:
         ModelError: for operations that cannot be bounded, by name, or a method that does not apply.
 
-    Source: Barsbey et al. 2026, Theorem 3.2; the sharper ones in ``pinchpoint.bound.ellipsoid``.
+    Source: Barsbey et al. 2026, Theorem 3.2; the sharper ones in ``pinchpoint.bound.methods.ellipsoid``.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
     >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))

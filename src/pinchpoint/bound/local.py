@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from pinchpoint.bound.ellipsoid import Goal, Narrow, ellipsoid_bound, narrowed
-from pinchpoint.bound.graph import Network, Node
+from pinchpoint.bound.certificates import radii_from_margins
 from pinchpoint.bound.lipschitz import as_network, scaled_up
-from pinchpoint.bound.lower import rounding
-from pinchpoint.bound.operations import Slope
-from pinchpoint.bound.product import Item, items_of, propagate
-from pinchpoint.bound.robustness import radii_from_margins
-from pinchpoint.bound.states import StateSpace, Stretch, spread, stretches
+from pinchpoint.bound.methods.ellipsoid import Goal, Narrow, ellipsoid_bound, narrowed
+from pinchpoint.bound.methods.lower import rounding
+from pinchpoint.bound.methods.product import Item, items_of, propagate
+from pinchpoint.bound.methods.state_space import StateSpace, Stretch, spread, stretches
+from pinchpoint.bound.network.operations import Slope
+from pinchpoint.bound.network.trace import Network, Node
 from pinchpoint.errors import ModelError, ThreatError
 from pinchpoint.measure.spectrum import check_norm, inflate, times_up
 from pinchpoint.records import Norm

@@ -15,7 +15,7 @@ from pinchpoint.cli.options import DATA_NAMES, ImageSize, Json, Model, Normalize
 
 if TYPE_CHECKING:
     from pinchpoint.evaluate import Progress as Attacked
-    from pinchpoint.evaluate.sheet import Name
+    from pinchpoint.evaluate.named_attacks import Name
 
 
 def attack(
@@ -77,7 +77,7 @@ def attack(
     """
     from pinchpoint.attack import Threat
     from pinchpoint.evaluate import attack_sheet
-    from pinchpoint.evaluate.sheet import Plan, Samples, write_sheet
+    from pinchpoint.evaluate.named_attacks import Plan, Samples, write_sheet
     from pinchpoint.tables import attack_parts
     from pinchpoint.utils.device import device_of
 

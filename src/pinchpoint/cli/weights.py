@@ -67,7 +67,7 @@ def bound(
     paper, [bold]norm <= structure x scale[/bold], for their matrices. A network that cannot
     be bounded gets estimates only, and what is in the way is named.
     """
-    from pinchpoint.bound.sheet import sheet
+    from pinchpoint.bound.summary import sheet
     from pinchpoint.measure.spectrum import check_norm
     from pinchpoint.tables import bound_parts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.decisions import check_decisions
+from pinchpoint.measure.control_flow import check_decisions
 from pinchpoint.measure.forward import check_forward, check_weights, own_dtype
 from pinchpoint.measure.shapes import forward_pass
 from pinchpoint.measure.weights import computed_tensors

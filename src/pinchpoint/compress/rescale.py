@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from pinchpoint.compress.interventions import check_factor, factors
+from pinchpoint.compress.constraints import check_factor, factors
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.layers import linear_modules
 from pinchpoint.measure.weights import computed_tensors

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, standard_ensemble
 from pinchpoint.errors import ContradictionError
-from pinchpoint.evaluate.engine import robust_accuracy
 from pinchpoint.evaluate.logits import logits_of, misclassified
+from pinchpoint.evaluate.robust_accuracy import robust_accuracy
 from pinchpoint.measure.layers import float64_copy
 
 LEAST, SHARE = 16, 0.1

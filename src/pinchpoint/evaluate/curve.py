@@ -14,10 +14,10 @@ from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.objectives import dlr, margin
 from pinchpoint.attack.samples import check_logits, check_samples, check_threats
 from pinchpoint.errors import DataError, ThreatError
-from pinchpoint.evaluate.attacks import Attack
-from pinchpoint.evaluate.engine import robust_accuracy
+from pinchpoint.evaluate.default_attacks import Attack
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.model_checks import one_answer
+from pinchpoint.evaluate.robust_accuracy import robust_accuracy
 from pinchpoint.evaluate.verdict import Verdict, distances, within
 from pinchpoint.records import ThreatNorm
 

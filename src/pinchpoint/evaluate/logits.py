@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.attack.samples import check_classes, check_points, check_samples
 from pinchpoint.errors import ModelError, PinchpointError
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.model_checks import one_answer
 from pinchpoint.utils.model_output import answer, said
 
 BATCH = 1024

@@ -18,7 +18,7 @@ from pinchpoint.attack import (
 from pinchpoint.attack.gradient import at_once, eval_mode
 from pinchpoint.attack.samples import check_samples
 from pinchpoint.evaluate.logits import BATCH, cross_entropy_loss, logits_of, misclassified
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.model_checks import one_answer
 from pinchpoint.evaluate.verdict import within
 
 

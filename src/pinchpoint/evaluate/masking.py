@@ -23,10 +23,10 @@ from pinchpoint.attack import (
 )
 from pinchpoint.attack.gradient import attacking, value_and_gradient
 from pinchpoint.attack.samples import check_logits, check_samples
-from pinchpoint.evaluate.attacks import Attack, led_by_gradients
-from pinchpoint.evaluate.engine import robust_accuracy
+from pinchpoint.evaluate.default_attacks import Attack, led_by_gradients
 from pinchpoint.evaluate.logits import logits_of, misclassified
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.model_checks import one_answer
+from pinchpoint.evaluate.robust_accuracy import robust_accuracy
 from pinchpoint.evaluate.verdict import Verdict
 from pinchpoint.utils.model_output import answer
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, apply_universal, square, universal
 from pinchpoint.attack.samples import check_logits, check_samples
 from pinchpoint.errors import ModelError, PinchpointError
-from pinchpoint.evaluate.attacks import Attack, Suite
-from pinchpoint.evaluate.engine import robust_accuracy
+from pinchpoint.evaluate.default_attacks import Attack, Suite
 from pinchpoint.evaluate.logits import BATCH, in_batch, logits_of, misclassified
 from pinchpoint.evaluate.losses import adversarial_loss
-from pinchpoint.evaluate.once import one_answer
+from pinchpoint.evaluate.model_checks import one_answer
+from pinchpoint.evaluate.robust_accuracy import robust_accuracy
 from pinchpoint.evaluate.verdict import within
 from pinchpoint.records import Access, TransferMatrix
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.convolution import Convolution, convolution
-from pinchpoint.measure.convolution_norms import convolution_l2, convolution_linf
+from pinchpoint.measure.convolution.norms import convolution_l2, convolution_linf
+from pinchpoint.measure.convolution.operator import Convolution, convolution
 from pinchpoint.measure.layers import Layer
 from pinchpoint.measure.spectrum import inflate, spectral_norm_bounds
 from pinchpoint.measure.weights import HasDense, is_convolution

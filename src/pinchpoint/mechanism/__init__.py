@@ -5,7 +5,7 @@ operator of any classifier, beside random perturbations of the same length.
 """
 
 from pinchpoint.mechanism.directions import alignment, baseline, right_singular_vectors
-from pinchpoint.mechanism.gain import LayerGain, gains
+from pinchpoint.mechanism.gains import LayerGain, gains
 from pinchpoint.mechanism.path import LayerTrace, relative_change, trace
 
 __all__ = [

@@ -26,7 +26,7 @@ from pinchpoint.measure.weights import is_convolution
 from pinchpoint.mechanism import right_singular_vectors
 from pinchpoint.mechanism.pairs import check_pairs
 from pinchpoint.records import DecisionPlane, Pictures, RepresentationPCA
-from pinchpoint.records.pictures import Space
+from pinchpoint.records.decisions import Space
 from pinchpoint.utils.model_output import answer, called, check_module
 
 _STEPS, _CHECK, _CLOSE, _TINY = 400, 10, 1e-9, 1e-12  # of the Lanczos iteration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, cross_entropy, pgd
 from pinchpoint.attack.gradient import eval_mode
-from pinchpoint.attack.inner import inner_pgd
+from pinchpoint.attack.inner_pgd import inner_pgd
 from pinchpoint.data.part import Part
 from pinchpoint.evaluate import not_asked, robust_accuracy
 from pinchpoint.records import ThreatNorm

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from pinchpoint.compress.interventions import ConstantFrobenius, FrobeniusBall, Intervention, InTurn, SpectralBall
-from pinchpoint.compress.nuclear import NuclearNorm
-from pinchpoint.compress.penalty import Penalty, Sum
-from pinchpoint.compress.penalty_alignment import AlignmentPenalty
-from pinchpoint.compress.penalty_groups import GroupLasso
-from pinchpoint.compress.penalty_sparse import L1, Hoyer
-from pinchpoint.compress.penalty_spread import SpreadControl
+from pinchpoint.compress.constraints import ConstantFrobenius, FrobeniusBall, Intervention, InTurn, SpectralBall
+from pinchpoint.compress.penalties.alignment import AlignmentPenalty
+from pinchpoint.compress.penalties.base import Penalty, Sum
+from pinchpoint.compress.penalties.group_lasso import GroupLasso
+from pinchpoint.compress.penalties.nuclear_norm import NuclearNorm
+from pinchpoint.compress.penalties.sparsity import L1, Hoyer
+from pinchpoint.compress.penalties.spread import SpreadControl
 from pinchpoint.data import DataConfig
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError

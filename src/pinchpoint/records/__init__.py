@@ -4,35 +4,9 @@ Every number here was computed elsewhere, once. Records turn into JSON and into 
 nothing else. A value that could not be computed is ``None`` and its reason stands in ``warnings``.
 """
 
-from pinchpoint.records.attacked import Access, Attacked, AttackSheet, CurvePoint, Robustness, TransferMatrix
-from pinchpoint.records.audited import Audit, LayerMechanism, Mechanism
-from pinchpoint.records.base import SCHEMA_VERSION, Norm, Record, ThreatNorm
-from pinchpoint.records.bounded import (
-    Bounds,
-    BoundSheet,
-    LayerBound,
-    LayerBounds,
-    NetworkBounds,
-    OperatorBounds,
-    PairBounds,
-    UpperBound,
-)
-from pinchpoint.records.claims import Interval, Part, Ruling, Verdict
-from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved, RobustAt
-from pinchpoint.records.made import (
-    Compressed,
-    EpochRecord,
-    PrunedLayer,
-    Pruning,
-    Quantization,
-    QuantizedLayer,
-    Trained,
-    Training,
-)
-from pinchpoint.records.measured import LayerProfile, Profile, Skipped, View, ViewName
-from pinchpoint.records.pictures import DecisionPlane, Pictures, RepresentationPCA
-from pinchpoint.records.pinch import Advice, PinchPoint, Prediction
-from pinchpoint.records.report import (
+from pinchpoint.records.advice import Advice, PinchPoint, Prediction
+from pinchpoint.records.attacks import Access, Attacked, AttackSheet, CurvePoint, Robustness, TransferMatrix
+from pinchpoint.records.audit import (
     REPORT_SCHEMA,
     AuditReport,
     BudgetPoint,
@@ -48,8 +22,34 @@ from pinchpoint.records.report import (
     Timing,
     Trial,
 )
+from pinchpoint.records.audited import Audit, LayerMechanism, Mechanism
+from pinchpoint.records.base import SCHEMA_VERSION, Norm, Record, ThreatNorm
+from pinchpoint.records.bounds import (
+    Bounds,
+    BoundSheet,
+    LayerBound,
+    LayerBounds,
+    NetworkBounds,
+    OperatorBounds,
+    PairBounds,
+    UpperBound,
+)
+from pinchpoint.records.decisions import DecisionPlane, Pictures, RepresentationPCA
+from pinchpoint.records.models import (
+    Compressed,
+    EpochRecord,
+    PrunedLayer,
+    Pruning,
+    Quantization,
+    QuantizedLayer,
+    Trained,
+    Training,
+)
+from pinchpoint.records.profile import LayerProfile, Profile, Skipped, View, ViewName
 from pinchpoint.records.stages import RESULTS, STORE_SCHEMA, StageRecord
+from pinchpoint.records.steps import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved, RobustAt
 from pinchpoint.records.study import Correlation, Family, Level, Member, Peak, Run, Summary
+from pinchpoint.records.verdicts import Interval, Part, Ruling, Verdict
 
 __all__ = [
     "REPORT_SCHEMA",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pinchpoint.records.attacked import Robustness
+from pinchpoint.records.attacks import Robustness
 from pinchpoint.records.base import Record, ThreatNorm
-from pinchpoint.records.bounded import Bounds
-from pinchpoint.records.judged import Retrieved
-from pinchpoint.records.measured import Profile
-from pinchpoint.records.pictures import Pictures
+from pinchpoint.records.bounds import Bounds
+from pinchpoint.records.decisions import Pictures
+from pinchpoint.records.profile import Profile
+from pinchpoint.records.steps import Retrieved
 
 
 class LayerMechanism(Record):

@@ -8,9 +8,9 @@ from pydantic import SerializeAsAny, model_validator
 
 from pinchpoint.records.audited import Mechanism
 from pinchpoint.records.base import Record
-from pinchpoint.records.judged import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved
-from pinchpoint.records.made import Compressed, Training
-from pinchpoint.records.pictures import Pictures
+from pinchpoint.records.decisions import Pictures
+from pinchpoint.records.models import Compressed, Training
+from pinchpoint.records.steps import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved
 
 STORE_SCHEMA = 1
 """Raised when the columns of a stage's record change."""

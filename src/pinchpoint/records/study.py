@@ -8,8 +8,8 @@ from pydantic import Field
 
 from pinchpoint.records.audited import Audit
 from pinchpoint.records.base import Record, ThreatNorm
-from pinchpoint.records.claims import Verdict
-from pinchpoint.records.made import Compressed, Training
+from pinchpoint.records.models import Compressed, Training
+from pinchpoint.records.verdicts import Verdict
 
 
 class Run(Record):

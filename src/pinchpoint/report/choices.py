@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pinchpoint.records import DecisionPlane, Family, Pictures, ThreatNorm
-from pinchpoint.records.pictures import Space
+from pinchpoint.records.decisions import Space
 from pinchpoint.report import figures
 from pinchpoint.report.draw import Panel
 from pinchpoint.report.material import Material, Placed

@@ -4,7 +4,7 @@ from pinchpoint.compress.prune.allocate import Allocation, allocate
 from pinchpoint.compress.prune.cost import flop_count, latencies, parameter_count
 from pinchpoint.compress.prune.criteria import Criterion
 from pinchpoint.compress.prune.masks import KeepPruned
-from pinchpoint.compress.prune.pruning import Count, FineTune, Pruned, prune
+from pinchpoint.compress.prune.prune import Count, FineTune, Pruned, prune
 from pinchpoint.compress.prune.units import Unit
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""The norm of a linear map with masked units: exactly, or by enumeration."""

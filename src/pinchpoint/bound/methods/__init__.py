@@ -1,0 +1,1 @@
+"""Ways to a Lipschitz constant, each a bound by itself."""

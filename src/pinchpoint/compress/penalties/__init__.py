@@ -1,0 +1,1 @@
+"""Penalties that training adds to its loss."""

@@ -1,0 +1,1 @@
+"""Convolutions as linear operators: symbols, Gram matrices, norms."""
