@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pinchpoint.report import svg
-from pinchpoint.report.svg import SERIES, WIDTH, line, picture, text
+from pinchpoint.report.charts import svg
+from pinchpoint.report.charts.svg import SERIES, WIDTH, line, picture, text
 
 LEFT, RIGHT = 180, 30
 LOWER = ("sampled", "ascent")

@@ -22,7 +22,7 @@ from pinchpoint.models.build import CifarResNetConfig
 from pinchpoint.models.checkpoint import CheckpointConfig, load, save
 from pinchpoint.models.cifar_resnet import Architecture, cifar_resnet
 from pinchpoint.records import AttackSheet, BoundSheet, Profile
-from pinchpoint.tables import down, up
+from pinchpoint.report.terminal import down, up
 from pinchpoint.train import TrainConfig, train
 
 

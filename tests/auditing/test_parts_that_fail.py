@@ -13,7 +13,7 @@ import pinchpoint
 from pinchpoint.auditing import steps
 from pinchpoint.data.load import Dataset
 from pinchpoint.errors import PinchpointWarning
-from pinchpoint.report.audit import views
+from pinchpoint.report.audit import print_decisions as views
 from pinchpoint.report.audit.files import read, write
 
 

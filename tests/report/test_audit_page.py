@@ -13,9 +13,10 @@ import pytest
 from oracles.pages import Outline, data_of
 from pinchpoint.errors import StoreError
 from pinchpoint.records import AuditReport
-from pinchpoint.report.audit import page, tables, terms, words
+from pinchpoint.report.audit import page, tables, terms
+from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit.figures import curve, gains, shares
 from pinchpoint.report.audit.gallery import gallery
-from pinchpoint.report.audit.panels import curve, gains, shares
 from pinchpoint.report.audit.terms import TERMS
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.records import AuditReport
-from pinchpoint.report.audit import compare, figures, markdown
+from pinchpoint.report.audit import compare, markdown
+from pinchpoint.report.audit import print_files as figures
 from pinchpoint.report.audit.tables import Cell, Head, Table
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import page
-from pinchpoint.report.claims import ClaimGroup, claim_groups
+from pinchpoint.report.study import page
+from pinchpoint.report.study.claims import ClaimGroup, claim_groups
 
 Study = tuple[Summary, list[Run]]
 

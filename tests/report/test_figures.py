@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 import pytest
 
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import figures, palette
-from pinchpoint.report.exhibits import exhibits, payload
-from pinchpoint.report.figures.spectra import thin
-from pinchpoint.report.material import Material, gather
+from pinchpoint.report.charts import palette
+from pinchpoint.report.study import figures
+from pinchpoint.report.study.data import Material, gather
+from pinchpoint.report.study.exhibits import exhibits, payload
+from pinchpoint.report.study.figures.spectra import thin
 
 Study = tuple[Summary, list[Run]]
 

@@ -17,7 +17,8 @@ import pytest
 from oracles.pages import Outline, data_of
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import choices, page
+from pinchpoint.report.study import page
+from pinchpoint.report.study import selectors as choices
 
 Study = tuple[Summary, list[Run]]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 import pytest
 
 from pinchpoint.records import DecisionPlane, RepresentationPCA
-from pinchpoint.report import palette
-from pinchpoint.report.draw import Panel
-from pinchpoint.report.figures import decision_plane, representation_pca
+from pinchpoint.report.charts import palette
+from pinchpoint.report.charts.plotly import Panel
+from pinchpoint.report.study.figures import decision_plane, representation_pca
 
 LABELS = [[3, 3, 7], [3, 3, 7], [1, 7, 7]]
 CONFIDENCE = [[0.9, 0.8, 0.5], [0.7, 0.6, 0.9], [0.4, 0.55, 0.75]]

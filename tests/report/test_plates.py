@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from pinchpoint.records import Run, Summary
-from pinchpoint.report import svg
-from pinchpoint.report.plates import plate, plates
+from pinchpoint.report.charts import svg
+from pinchpoint.report.study.print import plate, plates
 
 Study = tuple[Summary, list[Run]]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pinchpoint.records import Interval, Run, Summary, Verdict
-from pinchpoint.report.results import Entry, anchor, page
+from pinchpoint.report.study.results import Entry, anchor, page
 
 
 def verdict(**changes: Any) -> Verdict:

@@ -7,9 +7,10 @@ from types import ModuleType
 import pytest
 
 from pinchpoint.records import Run, Summary
-from pinchpoint.report.material import Material, gather
-from pinchpoint.report.repeat import repeat
-from pinchpoint.report.table import correlation_rows, groups, model_rows, written
+from pinchpoint.report.formatting import written
+from pinchpoint.report.study.data import Material, gather
+from pinchpoint.report.study.provenance import repeat
+from pinchpoint.report.study.tables import correlation_rows, groups, model_rows
 
 Study = tuple[Summary, list[Run]]
 

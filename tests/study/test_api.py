@@ -111,7 +111,7 @@ def test_a_store_of_a_newer_version_is_refused_before_anything_is_done(tiny, fin
 @pytest.mark.slow
 def test_demo_takes_less_than_two_minutes(tmp_path):
     """On two cores, from nothing to the page; 45 models."""
-    from pinchpoint.report.page import write
+    from pinchpoint.report.study.page import write
     from pinchpoint.study import default_workers
 
     demo, store = catalogue("demo"), Store(tmp_path)

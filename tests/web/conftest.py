@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pinchpoint.report import page
+from pinchpoint.report.study import page
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

@@ -78,7 +78,7 @@ def attack(
     from pinchpoint.attack import Threat
     from pinchpoint.evaluate import attack_sheet
     from pinchpoint.evaluate.named_attacks import Plan, Samples, write_sheet
-    from pinchpoint.tables import attack_parts
+    from pinchpoint.report.terminal import attack_parts
     from pinchpoint.utils.device import device_of
 
     plan = Plan(

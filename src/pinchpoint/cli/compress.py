@@ -258,7 +258,7 @@ def _finish(
     as_json: bool,
 ) -> None:
     from pinchpoint.recipes.folder import compress
-    from pinchpoint.tables import compressed_parts
+    from pinchpoint.report.terminal import compressed_parts
 
     asked = how if tuning is None else {**how, "fine_tuning": tuning.recipe.model_dump(mode="json")}
     try:

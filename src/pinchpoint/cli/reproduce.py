@@ -17,7 +17,7 @@ from pinchpoint.cli.options import Address, EngineName, Json, Mirrors, Retry, Wo
 from pinchpoint.cli.running import engine_of, run_study
 
 if TYPE_CHECKING:
-    from pinchpoint.report.results import Entry
+    from pinchpoint.report.study.results import Entry
     from pinchpoint.study import Key, Store, StudyConfig
 
 Names = Annotated[
@@ -162,7 +162,7 @@ def _time(folder: Path) -> float | None:
 
 def _write_page(page: Path, out_dir: Path, store_at: str | Path, scale: str, known: list[str]) -> None:
     from pinchpoint.errors import StoreError
-    from pinchpoint.report import results
+    from pinchpoint.report.study import results
     from pinchpoint.study import open_store
 
     store = open_store(store_at)
@@ -183,8 +183,8 @@ def _write_text(path: Path, text: str) -> Path:
 
 def _entry(name: str, scale: str, out_dir: Path, store: Store, finished: set[Key], page: Path) -> Entry | None:
     """What came of an experiment, with its figures drawn; None where no run of it is finished."""
-    from pinchpoint.report.plates import plates
-    from pinchpoint.report.results import Entry
+    from pinchpoint.report.study.print import plates
+    from pinchpoint.report.study.results import Entry
     from pinchpoint.study import catalogue, plan
     from pinchpoint.study.analysis.rows import read_rows
     from pinchpoint.study.analysis.summary import summarise

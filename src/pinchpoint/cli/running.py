@@ -100,9 +100,9 @@ def run_study(
 
 def write_report(config: StudyConfig, store: Store, folder: Path, failed: list[Failure], as_json: bool) -> None:
     """Summary, Parquet and page of what is finished, and what they say on the console, or the summary as JSON."""
-    from pinchpoint.report.page import write
+    from pinchpoint.report.study.page import write
+    from pinchpoint.report.terminal import legend, summary_tables
     from pinchpoint.study import gather
-    from pinchpoint.tables import legend, summary_tables
 
     summary, runs = gather(config, store, failed, folder)
     page = write(summary, runs, folder / "report.html")

@@ -87,9 +87,9 @@ def gc(
     Name every study that shares the store. What was made with KEY=VALUE on a command line belongs to none of them.
     """
     from pinchpoint.errors import ConfigError
+    from pinchpoint.report.terminal import garbage_table
     from pinchpoint.study import open_store
     from pinchpoint.study.store import gc as rubbish
-    from pinchpoint.tables import garbage_table
 
     configs = [config for name in studies for config in _scales(name)]
     own = {config.study for config in configs}

@@ -101,10 +101,10 @@ def study_plan(
 
     Seconds come from like stages in the store, else from a probe of a minute at most. Nothing is kept.
     """
+    from pinchpoint.report.terminal import estimate_sentence, plan_tables
     from pinchpoint.study import default_workers, open_store, plan, status
     from pinchpoint.study.cost.estimate import estimate
     from pinchpoint.study.cost.probe import seconds as probe_seconds
-    from pinchpoint.tables import estimate_sentence, plan_tables
 
     config = _read(file, values, scale)
     planned, store = plan(config), open_store(store_at or out_dir or _folder(config))

@@ -33,7 +33,7 @@ def profile(
     layers as operators on inputs of the given size.
     """
     from pinchpoint.measure import profile as measure
-    from pinchpoint.tables import profile_parts
+    from pinchpoint.report.terminal import profile_parts
 
     source = open_model(model, input_size)
     result = measure(source.model, k_share=k_share, target=target, input_shape=source.input_shape)
@@ -69,7 +69,7 @@ def bound(
     """
     from pinchpoint.bound.summary import sheet
     from pinchpoint.measure.spectrum import check_norm
-    from pinchpoint.tables import bound_parts
+    from pinchpoint.report.terminal import bound_parts
 
     for wanted in norm or []:
         check_norm(wanted)

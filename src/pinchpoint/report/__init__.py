@@ -1,4 +1,4 @@
 """One self-contained HTML page from records. It reads, picks, orders and formats; it computes no statistics.
 
->>> from pinchpoint.report.page import write  # write(summary, runs, Path("report.html"))
+>>> from pinchpoint.report.study.page import write  # write(summary, runs, Path("report.html"))
 """

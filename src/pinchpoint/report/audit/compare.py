@@ -8,14 +8,15 @@ from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import AuditReport, ThreatNorm, ThreatReport
-from pinchpoint.report import palette, sheet
-from pinchpoint.report.audit import panels, words
+from pinchpoint.report import html as sheet
+from pinchpoint.report.audit import figures as panels
+from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.page import warnings
 from pinchpoint.report.audit.tables import Cell, Head, Table, accuracy_cell, groups
 from pinchpoint.report.audit.terms import TERMS, address, docs
-from pinchpoint.report.exhibits import Exhibit, contents
-from pinchpoint.report.material import NORM_NAMES
-from pinchpoint.report.table import written
+from pinchpoint.report.charts import palette
+from pinchpoint.report.exhibit import Exhibit, contents
+from pinchpoint.report.formatting import NORM_NAMES, written
 
 _RANKS = 5
 """Pinch points shown of each model."""

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pinchpoint.errors import StoreError
 from pinchpoint.records import REPORT_SCHEMA, AuditReport
 from pinchpoint.report.attempt import attempt
-from pinchpoint.report.audit import figures, markdown, page
-from pinchpoint.report.sheet import put
+from pinchpoint.report.audit import markdown, page
+from pinchpoint.report.audit import print_files as figures
+from pinchpoint.report.html import put
 
 PAGE, TEXT, RECORD, FIGURES = "report.html", "report.md", "audit.json", "figures"
 

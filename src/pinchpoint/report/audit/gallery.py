@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pinchpoint.records import AuditReport, Example, ThreatNorm
-from pinchpoint.report.audit import words
-from pinchpoint.report.names import called
+from pinchpoint.report.audit import text as words
+from pinchpoint.report.class_names import called
 
 _SMALL = 64
 """Pixels of a side up to which an image is enlarged without smoothing."""

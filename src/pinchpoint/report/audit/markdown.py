@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 
 from pinchpoint.records import Advice, AuditReport
-from pinchpoint.report.audit import tables, words
+from pinchpoint.report.audit import tables
+from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.page import VERDICT, facts, general, points, warnings
 from pinchpoint.report.audit.tables import Cell, Table
 from pinchpoint.report.audit.terms import TERMS, docs

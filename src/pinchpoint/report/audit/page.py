@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from pinchpoint.records import Advice, AuditReport, Pictures
-from pinchpoint.report import palette, sheet
+from pinchpoint.report import html as sheet
 from pinchpoint.report.attempt import attempt
-from pinchpoint.report.audit import panels, tables, words
+from pinchpoint.report.audit import figures as panels
+from pinchpoint.report.audit import tables
+from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.gallery import gallery
 from pinchpoint.report.audit.terms import TERMS, address, docs
-from pinchpoint.report.choices import Choice
-from pinchpoint.report.draw import Panel
-from pinchpoint.report.exhibits import Exhibit, contents
-from pinchpoint.report.figures import decision_plane, representation_pca
+from pinchpoint.report.charts import palette
+from pinchpoint.report.charts.plotly import Panel
+from pinchpoint.report.exhibit import Choice, Exhibit, contents
+from pinchpoint.report.study.figures import decision_plane, representation_pca
 
 LIMIT = 6_000_000
 """Bytes of the page."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pinchpoint.records import Advice, AuditReport, Comparison, PinchPoint, Share, ThreatReport, Trial
-from pinchpoint.report.audit import words
-from pinchpoint.report.material import NORM_NAMES
-from pinchpoint.report.table import written
+from pinchpoint.report.audit import text as words
+from pinchpoint.report.formatting import NORM_NAMES, written
 from pinchpoint.utils.numbers import budget
 
 

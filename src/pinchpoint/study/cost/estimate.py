@@ -6,17 +6,16 @@ a training, for one. Epochs, steps and samples may differ; the seconds are scale
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
 from pinchpoint.errors import PinchpointError
 from pinchpoint.recipes.recipe import Recipe
+from pinchpoint.records.estimate import Estimate
 from pinchpoint.study.graph.plan import Plan
 from pinchpoint.study.graph.stages import KINDS, MODELS, Key, Stage
 from pinchpoint.study.store.store import Store
@@ -28,36 +27,6 @@ _MOST = 2000
 """Records of each kind that are looked at."""
 
 Probe = Callable[[Stage], float | None]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is left of a study.
-
-    Attributes:
-        seconds: of one process, by kind of stage.
-        recorded: stages whose seconds come from records of like ones.
-        probed: stages whose seconds come from a probe.
-        unknown: stages whose seconds nobody knows; they are not in the sums.
-        workers: processes that share the work.
-        reason: why a probe could not be made, where one could not.
-    """
-
-    seconds: Mapping[str, float]
-    recorded: int
-    probed: int
-    unknown: int
-    workers: int
-    reason: str | None = None
-
-    @property
-    def wall(self) -> float:
-        """Seconds that it will take."""
-        return sum(self.seconds.values()) / self.workers
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {"wall_seconds": self.wall, **dataclasses.asdict(self)}
 
 
 def estimate(planned: Plan, store: Store, *, workers: int = 1, probe: Probe | None = None) -> Estimate:
