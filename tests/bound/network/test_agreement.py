@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pinchpoint as pp
+from oracles import forward_passes
 from pinchpoint.bound import gate, trace
 from pinchpoint.errors import ContradictionError, ModelError
 
@@ -277,3 +278,21 @@ def test_a_bound_that_two_inputs_refute_is_never_given(monkeypatch):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ModelError, match="a number that float64 can hold"):
             gate.certified(value, "the l2 constant")
+
+
+def test_a_linear_layer_whose_values_overflow_is_refused_and_is_no_fault_of_ours():
+    class Overflows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((2, 3), 1e200, dtype=torch.float64))
+
+        def forward(self, x):
+            return (x + 1e120) @ (self.weight * self.weight).T
+
+    with pytest.raises(ModelError):
+        pp.lipschitz(Overflows().double(), (3,))
+
+
+def test_of_the_fuzz_values_that_are_infinite_at_every_size():
+    outcome = forward_passes.judge(6813)
+    assert (outcome.faults, bool(outcome.refused)) == ([], True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pinchpoint.bound.network.operations import Conv, Dense, Linear, Scale
 from pinchpoint.bound.network.trace import Node
-from pinchpoint.errors import ContradictionError
+from pinchpoint.errors import ContradictionError, ModelError
 from pinchpoint.measure.convolution.norms import convolution_l2, convolution_linf
 from pinchpoint.measure.convolution.operator import Convolution
 from pinchpoint.measure.spectrum import EPS64, inflate, row_norms, singular_values, spectral_norm_bounds, times_up
@@ -218,9 +218,13 @@ def _check_values(
 
     Constants on the way can hide what a small input does, and large numbers overflow, so one size that agrees is enough: a
     derivative of another function is wrong at all of them. ``rounding`` bounds the error of the linear part, in l2.
+
+    Raises:
+        ContradictionError: where values and derivative disagree at every size.
+        ModelError: where they cannot be compared, since values are infinite or NaN at every size.
     """
     direction = torch.linspace(-1.0, 1.0, start.numel() + 1, dtype=start.dtype, device=start.device)[1:]
-    apart = math.inf
+    apart, compared = math.inf, False
     for size in (1.0, 1e8, 1e-4, 1e16, 1e100, 1e-100, 1e200):
         x = size * direction.reshape(start.shape)
         here, there, change = run(start).flatten(), run(start + x).flatten(), linear(x).flatten()
@@ -231,7 +235,14 @@ def _check_values(
         off = (torch.where(there == here, 0.0, there - here) - change).abs()
         if bool((off <= allowed).all()):
             return
+        compared |= bool(off.isfinite().all())
         apart = min(apart, float((off / allowed).nan_to_num(nan=math.inf).max()))
+    if not compared:
+        raise ModelError(
+            "a linear operation is bounded where its values are finite numbers for inputs of some size",
+            f"infinities or NaN at '{name or 'the top level'}' for sizes from 1e-100 to 1e200",
+            "look for weights that are infinite, NaN or overflow when multiplied",
+        )
     raise ContradictionError(
         "the derivative of a linear operation must be that of its values",
         f"differences {apart:.3g} times what rounding allows at '{name or 'the top level'}'",
