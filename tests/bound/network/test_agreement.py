@@ -290,7 +290,7 @@ def test_a_linear_layer_whose_values_overflow_is_refused_and_is_no_fault_of_ours
             return (x + 1e120) @ (self.weight * self.weight).T
 
     with pytest.raises(ModelError):
-        pp.lipschitz(Overflows().double(), (3,))
+        pp.lipschitz(Overflows().double(), norm="l2", input_shape=(3,))
 
 
 def test_of_the_fuzz_values_that_are_infinite_at_every_size():
