@@ -20,11 +20,14 @@ from pinchpoint.models.clip import load_clip, zero_shot
 from pinchpoint.models.retrieval import recalls
 from pinchpoint.models.zero_shot import CLASS_NAMES, with_tower
 from pinchpoint.recipes.recipe import Recipe, make
+from pinchpoint.records.metrics import metric_keys
 from pinchpoint.study import Store, catalogue, gather, parse, plan, run
-from pinchpoint.study.config.claims import RECALLS, ClaimConfig
+from pinchpoint.study.config.claims import ClaimConfig
 from pinchpoint.study.config.study import make_cell
 from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.torchvision import import_torchvision
+
+RECALLS = metric_keys(stage="retrieval")
 
 TINY = {
     "embed_dim": 16,

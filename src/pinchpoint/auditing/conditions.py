@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import AuditReport, Share
+from pinchpoint.records.base import NORMS
 from pinchpoint.utils.numbers import number
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -25,7 +26,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _DEEPEST = 50
-_NORMS = ("_linf", "_l2", "_l1")
+_NORMS = tuple(f"_{norm}" for norm in NORMS)
 _TOKEN = re.compile(r"\s*(<=|>=|==|!=|<|>|\(|\)|[A-Za-z_][\w.]*|-?\d[\d.]*(?:[eE][-+]?\d+)?(?:\s*/\s*\d+|\s*%)?|\S)")
 
 

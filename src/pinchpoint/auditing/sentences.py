@@ -14,9 +14,9 @@ from pinchpoint.records import (
     Share,
     ThreatReport,
 )
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.utils.numbers import budget
 
-_NORMS = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 _LEVEL = 0.05
 
 
@@ -38,11 +38,12 @@ def _compressible(profile: Profile) -> str:
 
 def _robust(clean: Share, threats: Sequence[ThreatReport]) -> str:
     parts = [
-        f"{_percent(threat.robust)} under {_NORMS[threat.norm]} {budget(threat.norm, threat.eps)}" for threat in threats
+        f"{_percent(threat.robust)} under {NORM_NAMES[threat.norm]} {budget(threat.norm, threat.eps)}"
+        for threat in threats
     ]
     left = f"; attacks leave {' and '.join(parts)}" if parts else ""
     certain = [
-        f"{threat.certified.value:.0%} ({_NORMS[threat.norm]})"
+        f"{threat.certified.value:.0%} ({NORM_NAMES[threat.norm]})"
         for threat in threats
         if threat.certified is not None and threat.certified.count > 0
     ]
@@ -69,7 +70,9 @@ def compared(comparison_rows: Sequence[Paired], first: str, second: str) -> list
     """What changed, and whether it is more than chance."""
     said = []
     for row in comparison_rows:
-        where = "" if row.norm is None or row.eps is None else f" under {_NORMS[row.norm]} {budget(row.norm, row.eps)}"
+        where = (
+            "" if row.norm is None or row.eps is None else f" under {NORM_NAMES[row.norm]} {budget(row.norm, row.eps)}"
+        )
         what = f"{row.metric.replace('_', ' ').capitalize()}{where}"
         points, low, high = (100 * value for value in (row.difference, row.low, row.high))
         sure = f"95 % interval {low:+.1f} to {high:+.1f}, p = {row.p_value:.2g}"
@@ -100,7 +103,7 @@ def comparison(
     and what each model faced."""
     said = compared(rows, first, second)
     for threat, one, other in untested:
-        what = f"Robust accuracy under {_NORMS[threat.norm]} {budget(threat.norm, threat.eps)}"
+        what = f"Robust accuracy under {NORM_NAMES[threat.norm]} {budget(threat.norm, threat.eps)}"
         said.append(
             f"{what} is not compared: no sample faced the same attacks of both ({one} for {first}, {other} for {second}); "
             "give more time."

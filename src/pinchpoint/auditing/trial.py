@@ -20,11 +20,11 @@ from pinchpoint.evaluate import logits_of, smallest_eps
 from pinchpoint.evaluate.logits import misclassified
 from pinchpoint.recipes.recipe import Recipe, continue_training
 from pinchpoint.records import Advice, Outcome, ThreatNorm, Trial
+from pinchpoint.records.base import NORMS
 from pinchpoint.train.config import TrainConfig
 from pinchpoint.train.parallel import Alone
 from pinchpoint.utils.numbers import budget
 
-_NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
 EPOCHS = 1
 SAMPLES = 2000
 """Training samples of the fine-tuning, at most."""
@@ -109,7 +109,7 @@ def _judged(
     with eval_mode(model):
         right = ~misclassified(logits_of(model, x), y)
         found: _Measured = {("clean_accuracy", None, None): counted(right.tolist()).value}
-        for norm in _NORMS:
+        for norm in NORMS:
             mine = [eps for other, eps in budgets if other == norm and eps is not None]
             if mine:
                 smallest, _ = smallest_eps(model, x, y, norm, max(mine), steps=steps, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,11 @@ Norm = Literal["linf", "l2"]
 
 ThreatNorm = Literal["linf", "l2", "l1"]
 """The norms an attack can be held to; bounds and audits know the paper's two."""
+
+NORMS: tuple[ThreatNorm, ...] = get_args(ThreatNorm)
+
+NORM_NAMES: dict[ThreatNorm, str] = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
+"""For people."""
 
 
 Portion = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]

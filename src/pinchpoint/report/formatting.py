@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pinchpoint.records import ThreatNorm
-
-NORM_NAMES: dict[ThreatNorm, str] = {"linf": "ℓ∞", "l2": "ℓ₂", "l1": "ℓ₁"}
 """How a norm is written for readers."""
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pinchpoint.records.metrics import metric_keys
 from pinchpoint.study import Plan, Store, StudyConfig, catalogue, names, plan, run, scales
-from pinchpoint.study.config.claims import RECALLS
 
 _ENTRIES = (
     "access", "adversarial", "bound_gap", "certified", "cifar_fcn", "clip", "cnn", "controls", "depth_width", "dynamics",
@@ -64,7 +64,7 @@ def test_every_metric_claimed_is_measured(name):
         "robust_accuracy": "attack", "robust_over_clean": "attack", "gap": "attack", "gap_bound": "bound",
         "certified_accuracy": "bound", "lipschitz": "bound", "universal_accuracy": "universal",
         "amplification": "mechanism", "alignment": "mechanism", "query_accuracy": "query",
-        "transferred_accuracy": "transferred", **dict.fromkeys(RECALLS, "retrieval"),
+        "transferred_accuracy": "transferred", **dict.fromkeys(metric_keys(stage="retrieval"), "retrieval"),
     }  # fmt: skip
     for scale in ("quick", "paper"):
         study = _entry(name, scale)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import AuditReport, ThreatNorm, ThreatReport
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report import html as sheet
 from pinchpoint.report.audit import figures as panels
 from pinchpoint.report.audit import text as words
@@ -16,7 +17,7 @@ from pinchpoint.report.audit.tables import Cell, Head, Table, accuracy_cell, gro
 from pinchpoint.report.audit.terms import TERMS, address, docs
 from pinchpoint.report.charts import palette
 from pinchpoint.report.exhibit import Exhibit, contents
-from pinchpoint.report.formatting import NORM_NAMES, written
+from pinchpoint.report.formatting import written
 
 _RANKS = 5
 """Pinch points shown of each model."""

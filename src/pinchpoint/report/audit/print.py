@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinchpoint.records import AuditReport, Mechanism, PinchPoint, ThreatNorm, ThreatReport
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.figures import named
 from pinchpoint.report.charts import svg
 from pinchpoint.report.charts.svg import Axis, Series
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.utils.numbers import budget
 
 _WIDE, _TALL, _GAP = 300.0, 200.0, 74.0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pinchpoint.records import Advice, AuditReport, Comparison, PinchPoint, Share, ThreatReport, Trial
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.audit import text as words
-from pinchpoint.report.formatting import NORM_NAMES, written
+from pinchpoint.report.formatting import written
 from pinchpoint.utils.numbers import budget
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pinchpoint.records import Share, ThreatNorm
-from pinchpoint.report.formatting import NORM_NAMES, written
-from pinchpoint.report.glossary import TERMS
+from pinchpoint.records.base import NORM_NAMES
+from pinchpoint.records.metrics import METRICS
+from pinchpoint.report.formatting import written
 from pinchpoint.utils.numbers import budget
 
 ACCURACIES = ("accuracy", "robust_over_clean")
 """Ends of the names of metrics that are shares, and so written in per cent."""
 
 _NAMES = {
-    "clean_accuracy": "Clean accuracy",
-    "robust_accuracy": "Robust accuracy",
-    "universal_accuracy": "Universal accuracy",
-    "certified_accuracy": "Certified accuracy",
-    "gap_bound": "Bound on the loss gap",
     "lipschitz": "Lipschitz constant (upper bound)",
     "median_radius": "Median certified radius",
 }
@@ -78,8 +74,8 @@ def metric(name: str, norm: ThreatNorm | None = None, eps: float | None = None) 
     >>> metric("robust_accuracy", "l2", 0.5), metric("spectral_norm")
     ('Robust accuracy, ℓ₂, ε = 0.5', 'Spectral norm')
     """
-    term = TERMS.get(name)
-    called = _NAMES.get(name) or (term.name if term else name.replace("_", " ").capitalize())
+    title = METRICS[name].title if name in METRICS else name.replace("_", " ").capitalize()
+    called = _NAMES.get(name, title)
     return called if norm is None else f"{called}, {threat(norm, eps)}"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pinchpoint.records import Ruling, Summary, Verdict
-from pinchpoint.report.formatting import NORM_NAMES, finite
+from pinchpoint.records.base import NORM_NAMES
+from pinchpoint.report.formatting import finite
 from pinchpoint.report.glossary import TERMS, Term
 from pinchpoint.report.study import verdicts as told
 from pinchpoint.report.study.tables import Cell

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pinchpoint.records import Bounds, Family, Mechanism, Member, Robustness, Run, Summary, ThreatNorm
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.charts import palette
-from pinchpoint.report.formatting import NORM_NAMES, finite
+from pinchpoint.report.formatting import finite
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report import html as sheet
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.report.glossary import TERMS
 from pinchpoint.report.study import verdicts
 from pinchpoint.report.study.claims import claim_groups

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pinchpoint.records import Correlation, Family, ThreatNorm
+from pinchpoint.records.metrics import METRICS, metric_keys
 from pinchpoint.report.formatting import finite, written
-from pinchpoint.report.glossary import TERMS, Term
+from pinchpoint.report.glossary import TERMS, Term, term
 from pinchpoint.report.study.data import Material
 
 
@@ -39,43 +40,6 @@ class Cell:
     value: float | None
 
 
-_PER_NORM = (
-    ("robust_accuracy", "RA"),
-    ("robust_over_clean", "RA / SA"),
-    ("universal_accuracy", "universal"),
-    ("query_accuracy", "queries"),
-    ("transferred_accuracy", "transferred"),
-    ("certified_accuracy", "certified"),
-    ("gap", "gap"),
-    ("gap_bound", "gap bound"),
-    ("lipschitz", "L upper"),
-    ("lipschitz_structure", "L structure"),
-    ("alignment", "alignment"),
-    ("amplification", "amplification"),
-)
-_RECALLS = {
-    f"recall_{way}_{k}": replace(TERMS[f"recall_{way}"], name=f"{TERMS[f'recall_{way}'].name}, k = {k}")
-    for way in ("image_to_text", "text_to_image")
-    for k in (1, 5, 10)
-}
-"""What retrieval measures, by its key."""
-
-_METRICS = (
-    "clean_accuracy",
-    *_RECALLS,
-    "robust_accuracy",
-    "robust_over_clean",
-    "universal_accuracy",
-    "query_accuracy",
-    "transferred_accuracy",
-    "gap",
-    "gap_bound",
-    "lipschitz",
-    "alignment",
-    "amplification",
-)
-
-
 def groups(material: Material) -> list[Group]:
     """Columns of the models' table, for the norms on record and what is known under each."""
     first = [
@@ -86,18 +50,22 @@ def groups(material: Material) -> list[Group]:
     table = [Group("Compressibility", first)]
     table.append(Group("No attack", [Column("clean_accuracy", "SA", TERMS["clean_accuracy"], starts_group=True)]))
     items = [item for placed in material.placed.values() for item in placed]
-    known = [key for key in _RECALLS if any(item.value(key) is not None for item in items)]
-    if known:
+    recalls = [key for key in metric_keys(stage="retrieval") if any(item.value(key) is not None for item in items)]
+    if recalls:
         columns = [
-            Column(key, _RECALLS[key].name.removeprefix("Recall, "), _RECALLS[key], starts_group=index == 0)
-            for index, key in enumerate(known)
+            Column(key, METRICS[key].head, term(METRICS[key]), starts_group=index == 0)
+            for index, key in enumerate(recalls)
         ]
         table.append(Group("Recall", columns))
     for norm in material.norms:
-        pairs = [pair for pair in _PER_NORM if any(item.value(f"{pair[0]}_{norm}") is not None for item in items)]
+        measured = [
+            key
+            for key in metric_keys(per_norm=True)
+            if METRICS[key].head and any(item.value(f"{key}_{norm}") is not None for item in items)
+        ]
         columns = [
-            Column(f"{key}_{norm}", _head(key, head, norm, material), TERMS[key], starts_group=index == 0)
-            for index, (key, head) in enumerate(pairs)
+            Column(f"{key}_{norm}", _head(key, METRICS[key].head, norm, material), TERMS[key], starts_group=index == 0)
+            for index, key in enumerate(measured)
         ]
         if columns:
             table.append(Group(material.threat(norm), columns))
@@ -148,7 +116,7 @@ def correlation_rows(material: Material) -> list[dict[str, Any]]:
     A metric without a norm (clean accuracy) has one cell a family, as wide as all norms together.
     """
     rows: list[dict[str, Any]] = []
-    for metric in _METRICS:
+    for metric in (key for key, metric in METRICS.items() if metric.correlated):
         free = any(item.metric == metric and item.norm is None for item in _all(material))
         norms: Sequence[ThreatNorm | None] = [None] if free else material.norms
         found = [_at_main(material, family, metric, norm) for family in material.summary.families for norm in norms]
@@ -162,9 +130,7 @@ def correlation_rows(material: Material) -> list[dict[str, Any]]:
             }
             for item in found
         ]
-        rows.append(
-            {"term": _RECALLS.get(metric) or TERMS[metric], "cells": cells, "span": len(material.norms) if free else 1}
-        )
+        rows.append({"term": term(METRICS[metric]), "cells": cells, "span": len(material.norms) if free else 1})
     return rows
 
 

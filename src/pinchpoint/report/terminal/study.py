@@ -8,21 +8,20 @@ from rich import box
 from rich.table import Table
 
 from pinchpoint.records import Summary
+from pinchpoint.records.base import NORMS
 from pinchpoint.records.estimate import Estimate
+from pinchpoint.records.metrics import METRICS
 
-_COLUMNS = {"robust_accuracy": "RA", "robust_over_clean": "RA/SA", "universal_accuracy": "UA", "gap": "gap"}
+_COLUMNS = {key: metric.head.replace(" / ", "/") for key, metric in METRICS.items() if metric.in_terminal}
 
 
 def legend(summary: Summary) -> str:
     """What the heads of ``summary_tables`` mean."""
     said = "Means over seeds. compr: compressibility; SA: clean accuracy; RA: accuracy under AutoPGD;\n"
     if _universal(summary):
-        budgets = [f"{norm} {eps:g}" for norm in _NORMS if (eps := _first(summary, f"universal_eps_{norm}"))]
-        said += f"UA: under one universal perturbation ({', '.join(budgets)}); "
+        budgets = [f"{norm} {eps:g}" for norm in NORMS if (eps := _first(summary, f"universal_eps_{norm}"))]
+        said += f"universal: under one universal perturbation ({', '.join(budgets)}); "
     return f"{said}gap: adversarial minus clean loss.\n"
-
-
-_NORMS = ("linf", "l2", "l1")
 
 
 def _first(summary: Summary, key: str) -> float | None:
@@ -30,7 +29,7 @@ def _first(summary: Summary, key: str) -> float | None:
 
 
 def _universal(summary: Summary) -> bool:
-    return any(_first(summary, f"universal_accuracy_{norm}") is not None for norm in _NORMS)
+    return any(_first(summary, f"universal_accuracy_{norm}") is not None for norm in NORMS)
 
 
 def plan_tables(
@@ -103,7 +102,7 @@ def garbage_table(kinds: Mapping[str, tuple[int, int]]) -> Table:
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
     """One table a family, one line a level: means over seeds. Narrow enough for 80 columns."""
-    eps = {norm: found for norm in _NORMS if (found := _first(summary, f"eps_{norm}")) is not None}
+    eps = {norm: found for norm in NORMS if (found := _first(summary, f"eps_{norm}")) is not None}
     budgets = ", ".join(f"{norm} {budget:g}" for norm, budget in eps.items())
     shown = {key: head for key, head in _COLUMNS.items() if key != "universal_accuracy" or _universal(summary)}
     for family in summary.families:

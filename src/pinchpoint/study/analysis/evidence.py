@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pinchpoint.records import Interval, Part, Ruling
+from pinchpoint.records.metrics import METRICS
 from pinchpoint.study.analysis.resampling import bootstrap
 from pinchpoint.study.analysis.statistics import Association, Correction, associate, paired
 from pinchpoint.study.config.claims import ContrastConfig, Side, TrendConfig
@@ -241,24 +242,6 @@ def sign(value: float | None) -> int:
 
 
 CORRECTIONS: dict[Correction, str] = {"holm": "Holm’s", "benjamini_hochberg": "Benjamini and Hochberg’s"}
-_NAMES = {
-    "gap": "the loss gap",
-    "gap_bound": "the bound on the gap",
-    "lipschitz": "the Lipschitz bound",
-    "lipschitz_structure": "the structure × scale bound",
-    "lipschitz_lower": "the lower Lipschitz bound",
-    "robust_over_clean": "robust over clean accuracy",
-    "alignment_baseline": "the alignment of a random direction",
-    "neuron": "neuron compressibility",
-    "spectral": "spectral compressibility",
-    "query_accuracy": "accuracy under queries",
-    "transferred_accuracy": "accuracy under transferred examples",
-    "universal_accuracy": "accuracy under one universal perturbation",
-    **{f"recall_image_to_text_{k}": f"recall at {k} of an image’s captions" for k in (1, 5, 10)},
-    **{f"recall_text_to_image_{k}": f"recall at {k} of a caption’s image" for k in (1, 5, 10)},
-}
-WITHOUT_BUDGET = ("lipschitz", "lipschitz_structure", "lipschitz_lower")
-"""Measured in a norm, whatever the budget."""
 
 
 def metric_name(metric: str) -> str:
@@ -267,12 +250,7 @@ def metric_name(metric: str) -> str:
     >>> metric_name("clean_accuracy"), metric_name("gap")
     ('clean accuracy', 'the loss gap')
     """
-    return _NAMES.get(metric, metric.replace("_", " "))
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of samples, whose differences are told in points."""
-    return metric.endswith("accuracy") or metric == "robust_over_clean" or metric.startswith("recall_")
+    return METRICS[metric].phrase if metric in METRICS else metric
 
 
 def p_text(p: float) -> str:
@@ -360,7 +338,7 @@ def _trend(how: TrendConfig, what: str, reading: Reading, decided: bool) -> tupl
 
 def _contrast(how: ContrastConfig, what: str, reading: Reading) -> tuple[str, str]:
     effect = reading.effect or 0.0
-    share = is_share(how.metric)
+    share = METRICS[how.metric].is_share
     size = f"{100 * abs(effect):.1f} points" if share else f"{abs(effect):.3g}"
     more = "higher" if effect >= 0 else "lower"
     figures = f"paired by {len(reading.seeds)} {'seed' if len(reading.seeds) == 1 else 'seeds'}"
@@ -378,4 +356,4 @@ def _side(how: ContrastConfig, side: Side) -> str:
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{value:.2f}" if is_share(metric) or 0.1 <= abs(value) < 10 else f"{value:.3g}"
+    return f"{value:.2f}" if METRICS[metric].is_share or 0.1 <= abs(value) < 10 else f"{value:.3g}"

@@ -14,14 +14,13 @@ import polars as pl
 from pinchpoint.auditing.sentences import not_done, not_measured
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Member, ThreatNorm
-from pinchpoint.study.config.claims import RECALLS
+from pinchpoint.records.base import NORMS
+from pinchpoint.records.metrics import METRICS, metric_keys
 from pinchpoint.study.config.study import StudyConfig, no_collecting
 from pinchpoint.study.graph.plan import Plan, Task
-from pinchpoint.study.graph.stages import Key, Kind, Stage
+from pinchpoint.study.graph.stages import KINDS, Key, Kind, Stage
 from pinchpoint.study.store import columns
 from pinchpoint.study.store.store import Store
-
-_NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,12 @@ def _frame(kind: Kind, keys: Sequence[Key | None], stages: Mapping[Key, Stage], 
 def _models(frames: Mapping[Slot, pl.DataFrame]) -> list[dict[str, Any]]:
     """The numbers of each task's model."""
     profile = frames["profile", None]
-    found = _lists(profile, "neuron", "spectral", "clean_accuracy", "parameters")
-    for norm in _NORMS:
+    found = _lists(profile, *metric_keys(stage="profile"))
+    for norm in NORMS:
         found |= _threat(norm, frames, profile)
     if ("retrieval", None) in frames:
-        found |= _lists(frames["retrieval", None], *RECALLS)
-    found |= _lists(profile, "layers") | _lists(frames["train", None], "epochs")
+        found |= _lists(frames["retrieval", None], *metric_keys(stage="retrieval"))
+    found |= _lists(profile, "layers") | _lists(frames["train", None], *metric_keys(stage="train"))
     seconds = pl.DataFrame([frame["seconds"].alias(str(number)) for number, frame in enumerate(frames.values())])
     found["seconds"] = seconds.sum_horizontal().to_list()
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
@@ -180,28 +179,25 @@ _LAYERS = (
 )
 
 
-_FIRST = _field("layers").list.first().struct
+def _metric(key: str) -> pl.Expr:
+    """A metric, where its stage's record holds it; a number in the path is a place in a list."""
+    expression = pl.col("result")
+    for name in METRICS[key].path:
+        expression = expression.list.get(int(name)) if name.isdigit() else expression.struct.field(name)
+    return expression.alias(key)
+
+
+_OTHERS: dict[Kind, list[pl.Expr]] = {
+    "train": [pl.col("versions"), pl.col("machine")],
+    "profile": [_field("profile", "skipped"), _LAYERS],
+    "attack": [_field(name) for name in ("eps", "curve", "clean_loss", "adversarial_loss")],
+    "bound": [_field("radii")],
+    "universal": [_field("eps").alias("universal_eps")],
+}
+"""What is read beside metrics."""
+
 _COLUMNS: dict[Kind, list[pl.Expr]] = {
-    "train": [_field("epochs"), pl.col("versions"), pl.col("machine")],
-    "profile": [
-        *(_field("profile", name) for name in ("neuron", "spectral", "skipped")),
-        *(_field(name) for name in ("clean_accuracy", "parameters")),
-        _LAYERS,
-    ],
-    "retrieval": [_field(name.removeprefix("recall_")).alias(name) for name in RECALLS],
-    "attack": [_field(name) for name in ("eps", "robust_accuracy", "curve", "clean_loss", "adversarial_loss")],
-    "bound": [
-        *(_field(name) for name in ("gap_bound", "radii")),
-        *(_field("bounds", name) for name in ("lipschitz", "lipschitz_structure", "lipschitz_lower")),
-    ],
-    "universal": [_field("accuracy").alias("universal_accuracy"), _field("eps").alias("universal_eps")],
-    "query": [_field("robust_accuracy").alias("query_accuracy")],
-    "transferred": [_field("robust_accuracy").alias("transferred_accuracy")],
-    "mechanism": [
-        _field("amplification"),
-        _FIRST.field("alignment"),
-        _FIRST.field("baseline").alias("alignment_baseline"),
-    ],
+    kind: [*map(_metric, metric_keys(stage=kind)), *_OTHERS.get(kind, ())] for kind in KINDS
 }
 """What is read of each kind's records."""
 
@@ -219,13 +215,13 @@ def _threat(norm: ThreatNorm, frames: Mapping[Slot, pl.DataFrame], profile: pl.D
         found["gap"] = [None if after is None else after - before for after, before in losses]
         found["certified_accuracy"] = certified
     if bound is not None:
-        found |= _lists(bound, "gap_bound", "lipschitz", "lipschitz_structure", "lipschitz_lower")
+        found |= _lists(bound, *metric_keys(stage="bound"))
     elif attack is not None:
         found["gap_bound"] = [None] * len(profile)
     for kind in ("universal", "query", "transferred", "mechanism"):
         frame = frames.get((kind, norm))
         if frame is not None:
-            found |= _lists(frame, *(one.meta.output_name() for one in _COLUMNS[kind]))
+            found |= _lists(frame, *(column.meta.output_name() for column in _COLUMNS[kind]))
     return {f"{name}_{norm}": values for name, values in found.items()}
 
 

@@ -9,27 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from pinchpoint.records import Correlation, Family, Level, Peak, Summary, ThreatNorm
+from pinchpoint.records.base import NORMS
+from pinchpoint.records.metrics import METRICS, metric_keys
 from pinchpoint.study.analysis.findings import bound_finding, findings, headline
 from pinchpoint.study.analysis.rows import Rows
 from pinchpoint.study.analysis.statistics import associate, spearman
 from pinchpoint.study.analysis.verdicts import judge
-from pinchpoint.study.config.claims import RECALLS
 from pinchpoint.study.config.study import FamilyConfig, StudyConfig, no_collecting
 from pinchpoint.study.graph.plan import Plan
-
-_METRICS = (
-    "robust_accuracy",
-    "robust_over_clean",
-    "universal_accuracy",
-    "query_accuracy",
-    "transferred_accuracy",
-    "gap",
-    "gap_bound",
-    "lipschitz",
-    "amplification",
-    "alignment",
-)
-
 
 _MOST_PERMUTED = 2000
 """Models above which p-values are Student's: permutations would take minutes."""
@@ -81,9 +68,8 @@ def summarise(config: StudyConfig, planned: Plan, found: Rows, failures: Sequenc
 
 def _norms(rows: Sequence[dict[str, Any]]) -> dict[ThreatNorm, float]:
     """Judged norms and their budgets."""
-    names: tuple[ThreatNorm, ...] = ("linf", "l2", "l1")
     found: dict[ThreatNorm, float] = {}
-    for norm in names:
+    for norm in NORMS:
         budget = next((eps for row in rows if (eps := row.get(f"eps_{norm}")) is not None), None)
         if budget is not None:
             found[norm] = budget
@@ -92,12 +78,12 @@ def _norms(rows: Sequence[dict[str, Any]]) -> dict[ThreatNorm, float]:
 
 def _family(family: FamilyConfig, rows: list[dict[str, Any]], norms: Mapping[ThreatNorm, float]) -> Family:
     correlations = [_correlation(rows, "clean_accuracy", None, None, [row["clean_accuracy"] for row in rows])]
-    for metric in RECALLS:
+    for metric in metric_keys(stage="retrieval"):
         values = [row.get(metric) for row in rows]
         if any(value is not None for value in values):
             correlations.append(_correlation(rows, metric, None, None, values))
     for norm, eps in norms.items():
-        for metric in _METRICS:
+        for metric in (key for key, metric in METRICS.items() if metric.correlated and metric.per_norm):
             values = [row.get(f"{metric}_{norm}") for row in rows]
             if any(value is not None for value in values):
                 correlations.append(_correlation(rows, metric, norm, eps, values))

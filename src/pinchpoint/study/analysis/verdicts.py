@@ -19,13 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinchpoint.records import Ruling, Verdict
+from pinchpoint.records.metrics import METRICS
 from pinchpoint.study.analysis.evidence import (
     LEVEL,
-    WITHOUT_BUDGET,
     Reading,
     Row,
     correction_text,
-    is_share,
     p_text,
     read,
     sign,
@@ -88,7 +87,7 @@ def _verdict(
         sentence=verdict_sentence(how, eps, ruling, reason, reading, p, tests, correction),
         reason=reason,
         effect=reading.effect,
-        unit="rho" if trend else "share" if is_share(how.metric) else "value",
+        unit="rho" if trend else "share" if METRICS[how.metric].is_share else "value",
         interval=reading.interval,
         seeds=reading.seeds,
         by_seed=reading.by_seed,
@@ -122,7 +121,7 @@ def _budgets(how: TrendConfig | ContrastConfig, rows: Sequence[Row]) -> list[flo
 
 def _shown_budget(how: TrendConfig | ContrastConfig, eps: float | None, rows: Sequence[Row]) -> float | None:
     """The budget in numbers, the judged one too; None where what is measured has none."""
-    if eps is not None or how.norm is None or how.metric in WITHOUT_BUDGET:
+    if eps is not None or how.norm is None or not METRICS[how.metric].has_budget:
         return eps
     key = f"{'universal_eps' if how.metric == 'universal_accuracy' else 'eps'}_{how.norm}"
     return next((row[key] for row in rows if row.get(key) is not None), None)

@@ -16,51 +16,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.records.metrics import METRICS, metric_keys
 from pinchpoint.utils.config import StrictModel
 
-PlainMetric = Literal[
-    "clean_accuracy",
-    "compressibility",
-    "neuron",
-    "spectral",
-    "parameters",
-    "epochs",
-    "recall_image_to_text_1",
-    "recall_image_to_text_5",
-    "recall_image_to_text_10",
-    "recall_text_to_image_1",
-    "recall_text_to_image_5",
-    "recall_text_to_image_10",
-]
-NormMetric = Literal[
-    "robust_accuracy",
-    "robust_over_clean",
-    "certified_accuracy",
-    "universal_accuracy",
-    "query_accuracy",
-    "transferred_accuracy",
-    "gap",
-    "gap_bound",
-    "lipschitz",
-    "lipschitz_structure",
-    "lipschitz_lower",
-    "amplification",
-    "alignment",
-    "alignment_baseline",
-]
-Metric = Literal[PlainMetric, NormMetric]
-PLAIN: tuple[str, ...] = PlainMetric.__args__  # type: ignore[attr-defined]
-RECALLS = tuple(metric for metric in PLAIN if metric.startswith("recall_"))
-"""What the stage retrieval measures."""
+if TYPE_CHECKING:
+    Metric = str
+    MetricOrLevel = str
+else:
+    Metric = Literal[tuple(METRICS)]
+    MetricOrLevel = Literal[(*METRICS, "level")]
 
-CURVE = ("robust_accuracy", "robust_over_clean", "certified_accuracy")
-"""What is known at every budget of the curve."""
+PLAIN = metric_keys(per_norm=False)
+CURVE = tuple(key for key, metric in METRICS.items() if metric.on_curve)
 
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["each"] | None
 
@@ -108,7 +81,7 @@ class _Measured(StrictModel):
 class TrendConfig(_Measured):
     """Within each family and seed, ``metric`` falls or rises with ``against``."""
 
-    against: Literal[Metric, "level"] = Field(default="compressibility", description="level: the place in the family")
+    against: MetricOrLevel = Field(default="compressibility", description="level: the place in the family")
     expected: Literal["falls", "rises"]
     families: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="all where null; each must show it"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pinchpoint.records import ThreatNorm, ThreatReport
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.figures.common import model_color
 from pinchpoint.report.charts.palette import INK
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, number, plain, stack, upright
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.utils.numbers import budget
 
 _MOST_255THS = 128

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pinchpoint.records import LayerMechanism, Mechanism, ThreatNorm
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.figures.common import ADVERSARIAL, RANDOM, TICK, model_color, roomy, written_length
 from pinchpoint.report.charts.palette import MUTED
 from pinchpoint.report.charts.plotly import Figure, Key, Panel, Row, Trace, axis_names, number, plain, short, stack
-from pinchpoint.report.formatting import NORM_NAMES
 
 _MOST_TICKS, _UPRIGHT = 30, 4
 """Layers that are named, and layers up to which their names need not be tilted."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pinchpoint.records import Family
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.charts.palette import INK
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, axis_names, number, plain, shown, stack
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.report.study.data import Material
 
 

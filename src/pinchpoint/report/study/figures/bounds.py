@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pinchpoint.records import Family, ThreatNorm
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.charts.palette import FAINT, MUTED
 from pinchpoint.report.charts.plotly import (
     Key,
@@ -20,7 +21,6 @@ from pinchpoint.report.charts.plotly import (
     stack,
 )
 from pinchpoint.report.charts.ticks import log_axis
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.report.study.data import Material, Placed
 
 _ROOM = 1.6

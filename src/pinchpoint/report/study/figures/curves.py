@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pinchpoint.records import Family, ThreatNorm
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.charts.palette import INK, MUTED
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, axis_names, number, plain, shown, stack, upright
-from pinchpoint.report.formatting import NORM_NAMES, finite
+from pinchpoint.report.formatting import finite
 from pinchpoint.report.study.data import Material, Placed
 
 _FAINT = 0.45

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pinchpoint.records import Family, LayerMechanism, ThreatNorm
+from pinchpoint.records.base import NORM_NAMES
 from pinchpoint.report.charts.palette import INK
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, axis_names, dodge, number, plain, stack
-from pinchpoint.report.formatting import NORM_NAMES
 from pinchpoint.report.study.data import Material, Placed
 from pinchpoint.report.study.figures.curves import level_keys
 from pinchpoint.report.study.figures.layers import layer_names, layer_ticks, layer_titles
