@@ -14,7 +14,7 @@ from pinchpoint.auditing.config import AuditConfig
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError, ModelError
 from pinchpoint.records import Audit
-from pinchpoint.study.analysis.assemble import Found, assemble
+from pinchpoint.study.analysis.assemble import NormResults, assemble
 
 _Result = TypeVar("_Result")
 
@@ -62,30 +62,31 @@ def audit(
     measured = timed("profile", steps.measure, model, x, y, config)
     results, kept = [], config.traced_samples
     for threat in config.threats:
-        found, norm, where = Found(threat.norm), threat.norm, None
+        found, norm, where = NormResults(threat.norm), threat.norm, None
         if "bound" in config.stages:
             try:
-                found.bounded = timed(f"bound {norm}", steps.bound, model, x, y, threat, config)
+                found.results.append(timed(f"bound {norm}", steps.bound, model, x, y, threat, config))
             except ModelError as error:
                 found.reasons["bound"] = str(error)
         if "attack" in config.stages:
-            found.judged, where = timed(f"attack {norm}", steps.attack, model, x, y, threat, config, seed)
+            judged, where = timed(f"attack {norm}", steps.attack, model, x, y, threat, config, seed)
+            found.results.append(judged)
         if "universal" in config.stages:
             fit = (data.x_train.to(device), data.y_train.to(device))
-            found.fooled = timed(f"universal {norm}", steps.fool, model, fit, x, y, threat, config, seed)
+            found.results.append(timed(f"universal {norm}", steps.fool, model, fit, x, y, threat, config, seed))
         if "query" in config.stages:
-            found.queried = timed(f"query {norm}", steps.query, model, x, y, threat, config, seed)
+            found.results.append(timed(f"query {norm}", steps.query, model, x, y, threat, config, seed))
         if "mechanism" in config.stages and where is not None:
             try:
-                found.mechanism = timed(
-                    f"mechanism {norm}", steps.explain, model, x[:kept], where[:kept], threat, config
+                found.results.append(
+                    timed(f"mechanism {norm}", steps.explain, model, x[:kept], where[:kept], threat, config)
                 )
             except ModelError as error:
                 found.reasons["mechanism"] = str(error)
         if "pictures" in config.stages and where is not None:
             try:
-                found.pictures = timed(
-                    f"pictures {norm}", steps.draw, model, x[:kept], where[:kept], y[:kept], threat, config
+                found.results.append(
+                    timed(f"pictures {norm}", steps.draw, model, x[:kept], where[:kept], y[:kept], threat, config)
                 )
             except ModelError as error:
                 found.reasons["pictures"] = str(error)

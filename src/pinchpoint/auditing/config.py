@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pinchpoint.attack import Threat
 from pinchpoint.errors import ConfigError
-from pinchpoint.records import ThreatNorm
+from pinchpoint.records import STAGE_KINDS, ThreatNorm
+from pinchpoint.records.stages import AUDIT_STAGES
 from pinchpoint.utils.config import fraction
 
-Step = Literal["bound", "attack", "universal", "mechanism", "query", "transferred", "pictures", "retrieval"]
-"""What may be done beside measuring the profile, which always is."""
+if TYPE_CHECKING:
+    Step = str
+else:
+    Step = Literal[AUDIT_STAGES]
 
 
 class ThreatConfig(BaseModel):
@@ -96,8 +99,8 @@ class AuditConfig(BaseModel):
     def _sensible(cls, stages: tuple[Step, ...]) -> tuple[Step, ...]:
         if len(set(stages)) != len(stages):
             raise ConfigError("audit.stages must name each stage once", list(stages), "leave the second one out")
-        for late in ("mechanism", "pictures"):
-            if late in stages and "attack" not in stages:
+        for late in stages:
+            if STAGE_KINDS[late].looks_at_attack and "attack" not in stages:
                 raise ConfigError(f"{late} looks at what the attack found", list(stages), "add attack to audit.stages")
         return stages
 

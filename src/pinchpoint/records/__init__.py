@@ -46,15 +46,15 @@ from pinchpoint.records.models import (
     Training,
 )
 from pinchpoint.records.profile import LayerProfile, Profile, Skipped, View, ViewName
-from pinchpoint.records.stages import RESULTS, STORE_SCHEMA, StageRecord
+from pinchpoint.records.stages import STAGE_KINDS, STORE_SCHEMA, StageKind, StageRecord
 from pinchpoint.records.steps import Bounded, Carried, Fooled, Judged, Measured, Queried, Retrieved, RobustAt
 from pinchpoint.records.study import Correlation, Family, Level, Member, Peak, Run, Summary
 from pinchpoint.records.verdicts import Interval, Part, Ruling, Verdict
 
 __all__ = [
     "REPORT_SCHEMA",
-    "RESULTS",
     "SCHEMA_VERSION",
+    "STAGE_KINDS",
     "STORE_SCHEMA",
     "Access",
     "Advice",
@@ -114,6 +114,7 @@ __all__ = [
     "Samples",
     "Share",
     "Skipped",
+    "StageKind",
     "StageRecord",
     "Subject",
     "Summary",

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study import Cell
 from pinchpoint.study.config.study import make_cell
-from pinchpoint.study.graph.stages import KINDS, MODELS, Hasher, Stage, run_id
+from pinchpoint.study.graph.stages import KINDS, Hasher, Stage, run_id
 
 
 def stages(cell: Cell, seed: int = 0, surrogate: Cell | None = None) -> dict[str, Stage]:
@@ -137,7 +138,7 @@ def test_ids_are_the_beginning_of_their_digests_and_keys_are_places():
         assert stage.key == (stage.kind, stage.id)
         assert stage.kind in KINDS
         assert json.dumps(stage.config())
-    assert set(MODELS) < set(KINDS)
+    assert set(MODEL_STAGES) < set(KINDS)
 
 
 # --- equal configuration, equal id --------------------------------------------------------------------------------------

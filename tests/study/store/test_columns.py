@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from pinchpoint.records import RESULTS, StageRecord
+from pinchpoint.records import STAGE_KINDS, StageRecord
 from pinchpoint.records.base import Record
 from pinchpoint.study.store import columns
 from pinchpoint.study.store import parquet as tables
@@ -117,7 +117,7 @@ def test_values_come_back_as_they_went_in(chance):
     assert same(rows, back)
 
 
-@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 @settings(max_examples=10)
 @given(chance=chances)
 def test_records_of_every_kind_come_back_from_parquet_as_they_went_in(tmp_path_factory, kind, chance):
@@ -126,7 +126,7 @@ def test_records_of_every_kind_come_back_from_parquet_as_they_went_in(tmp_path_f
     for _ in range(chance.randrange(1, 4)):
         common = {name: field.annotation for name, field in StageRecord.model_fields.items() if name != "result"}
         row = {name: value(annotation, chance) for name, annotation in common.items()}
-        result = RESULTS[kind].model_validate(value(RESULTS[kind], chance)) if row["status"] == "done" else None
+        result = STAGE_KINDS[kind].result.model_validate(value(STAGE_KINDS[kind].result, chance)) if row["status"] == "done" else None
         records.append(StageRecord.model_construct(**row | {"kind": kind, "store_schema": 1, "result": result}))
     back = there_and_back(kind, records, tmp_path_factory.mktemp("parquet") / "record.parquet")
     for record, other in zip(records, back, strict=True):

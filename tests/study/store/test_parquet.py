@@ -6,11 +6,11 @@ import polars
 import pytest
 
 from pinchpoint.errors import StoreError
-from pinchpoint.records import RESULTS
+from pinchpoint.records import STAGE_KINDS
 from pinchpoint.study.store import parquet as tables
 
 
-@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_no_record_makes_a_table_with_all_columns(kind, tmp_path):
     table = tables.read(kind, [])
     assert table.is_empty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pinchpoint.auditing.sentences import not_done, not_measured
 from pinchpoint.records import (
@@ -17,57 +18,59 @@ from pinchpoint.records import (
     Mechanism,
     Pictures,
     Queried,
+    Record,
     Retrieved,
     Robustness,
 )
 
+_Result = TypeVar("_Result", bound=Record)
+
 
 @dataclass
-class Found:
-    """What was found under one norm; None where a step was not asked for or could not be done (``reasons`` says why)."""
+class NormResults:
+    """What the stages under one norm found, and why those that could not be done were not (``reasons``, by kind)."""
 
     norm: str
-    bounded: Bounded | None = None
-    judged: Judged | None = None
-    fooled: Fooled | None = None
-    mechanism: Mechanism | None = None
-    queried: Queried | None = None
-    carried: Carried | None = None
-    pictures: Pictures | None = None
+    results: list[Record] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
+
+    def of(self, kind: type[_Result]) -> _Result | None:
+        """The record of that type, where its stage was asked for and could be done."""
+        return next((result for result in self.results if isinstance(result, kind)), None)
 
 
 def assemble(
-    measured: Measured, found: Sequence[Found], seconds: Mapping[str, float], retrieved: Retrieved | None = None
+    measured: Measured, by_norm: Sequence[NormResults], seconds: Mapping[str, float], retrieved: Retrieved | None = None
 ) -> Audit:
     """One record of a model from those of its steps.
 
     Args:
         measured: of the weights.
-        found: one for each norm.
+        by_norm: one for each norm.
         seconds: by step.
         retrieved: recall on captions, of a CLIP model.
     """
-    warnings = [not_measured(one.kind, one.name, one.reason) for one in measured.profile.skipped]
-    for one in found:
-        warnings += [not_done(step, one.norm, reason) for step, reason in one.reasons.items()]
+    warnings = [not_measured(skipped.kind, skipped.name, skipped.reason) for skipped in measured.profile.skipped]
+    for results in by_norm:
+        warnings += [not_done(step, results.norm, reason) for step, reason in results.reasons.items()]
     return Audit(
         clean_accuracy=measured.clean_accuracy,
         samples=measured.samples,
         parameters=measured.parameters,
         profile=measured.profile,
-        bounds=[one.bounded.bounds for one in found if one.bounded is not None],
-        robustness=[_robustness(one, one.judged, measured) for one in found if one.judged is not None],
-        mechanism=[one.mechanism for one in found if one.mechanism is not None],
-        pictures=[one.pictures for one in found if one.pictures is not None],
+        bounds=[bounded.bounds for results in by_norm if (bounded := results.of(Bounded))],
+        robustness=[_robustness(results, judged, measured) for results in by_norm if (judged := results.of(Judged))],
+        mechanism=[mechanism for results in by_norm if (mechanism := results.of(Mechanism))],
+        pictures=[pictures for results in by_norm if (pictures := results.of(Pictures))],
         retrieval=retrieved,
         seconds=dict(seconds),
         warnings=warnings,
     )
 
 
-def _robustness(found: Found, judged: Judged, measured: Measured) -> Robustness:
-    clean, bounded, fooled = measured.clean_accuracy, found.bounded, found.fooled
+def _robustness(results: NormResults, judged: Judged, measured: Measured) -> Robustness:
+    clean, bounded, fooled = measured.clean_accuracy, results.of(Bounded), results.of(Fooled)
+    queried, carried = results.of(Queried), results.of(Carried)
     return Robustness(
         norm=judged.norm,
         eps=judged.eps,
@@ -79,9 +82,9 @@ def _robustness(found: Found, judged: Judged, measured: Measured) -> Robustness:
         gap_bound=None if bounded is None else bounded.gap_bound,
         universal_accuracy=None if fooled is None else fooled.accuracy,
         universal_eps=None if fooled is None else fooled.eps,
-        query_accuracy=None if found.queried is None else found.queried.robust_accuracy,
-        queries=None if found.queried is None else found.queried.queries,
-        transferred_accuracy=None if found.carried is None else found.carried.robust_accuracy,
+        query_accuracy=None if queried is None else queried.robust_accuracy,
+        queries=None if queried is None else queried.queries,
+        transferred_accuracy=None if carried is None else carried.robust_accuracy,
         settled=judged.settled,
         curve=[
             CurvePoint(

@@ -218,8 +218,8 @@ def _threat(norm: ThreatNorm, frames: Mapping[Slot, pl.DataFrame], profile: pl.D
         found |= _lists(bound, *metric_keys(stage="bound"))
     elif attack is not None:
         found["gap_bound"] = [None] * len(profile)
-    for kind in ("universal", "query", "transferred", "mechanism"):
-        frame = frames.get((kind, norm))
+    for kind in KINDS:
+        frame = None if kind in ("attack", "bound") else frames.get((kind, norm))
         if frame is not None:
             found |= _lists(frame, *(column.meta.output_name() for column in _COLUMNS[kind]))
     return {f"{name}_{norm}": values for name, values in found.items()}

@@ -7,20 +7,9 @@ from typing import Any
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import SCHEMA_VERSION, Run, StageRecord
-from pinchpoint.study.analysis.assemble import Found, assemble
+from pinchpoint.study.analysis.assemble import NormResults, assemble
 from pinchpoint.study.graph.plan import Task
 from pinchpoint.study.graph.stages import Key, Stage
-
-_FIELDS = {
-    "bound": "bounded",
-    "attack": "judged",
-    "universal": "fooled",
-    "mechanism": "mechanism",
-    "query": "queried",
-    "transferred": "carried",
-    "pictures": "pictures",
-}
-"""Where what each kind of stage found goes."""
 
 
 def together(task: Task, stages: Mapping[Key, Stage], records: Mapping[Key, StageRecord]) -> Run | None:
@@ -55,18 +44,18 @@ def together(task: Task, stages: Mapping[Key, Stage], records: Mapping[Key, Stag
         transferred=made.get("transfer"),
         compressed=made.get("compress"),
         audit=assemble(
-            made["profile"], _found(own), {stage.name: record.seconds for stage, record in own}, made.get("retrieval")
+            made["profile"], _by_norm(own), {stage.name: record.seconds for stage, record in own}, made.get("retrieval")
         ),
     )
 
 
-def _found(own: Sequence[tuple[Stage, StageRecord]]) -> list[Found]:
-    found: dict[str, Found] = {}
+def _by_norm(own: Sequence[tuple[Stage, StageRecord]]) -> list[NormResults]:
+    by_norm: dict[str, NormResults] = {}
     for stage, record in own:
         if stage.norm is not None:
-            one = found.setdefault(stage.norm, Found(stage.norm))
+            results = by_norm.setdefault(stage.norm, NormResults(stage.norm))
             if record.status == "skipped":
-                one.reasons[stage.kind] = record.reason or "no reason"
-            else:
-                setattr(one, _FIELDS[stage.kind], record.result)
-    return list(found.values())
+                results.reasons[stage.kind] = record.reason or "no reason"
+            elif record.result is not None:
+                results.results.append(record.result)
+    return list(by_norm.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -16,8 +17,9 @@ from typing import Any
 from pinchpoint.errors import PinchpointError
 from pinchpoint.recipes.recipe import Recipe
 from pinchpoint.records.estimate import Estimate
+from pinchpoint.records.stages import MODEL_STAGES, STAGE_KINDS
 from pinchpoint.study.graph.plan import Plan
-from pinchpoint.study.graph.stages import KINDS, MODELS, Key, Stage
+from pinchpoint.study.graph.stages import KINDS, Key, Stage
 from pinchpoint.study.store.store import Store
 
 PROBE_SECONDS = 60.0
@@ -91,7 +93,7 @@ def _groups(planned: Plan, finished: Set[Key]) -> Iterable[list[Stage]]:
         if key not in finished:
             cell = stage.cell  # cells that have a section alike share it as one object
             how: tuple[object, ...] = (cell.audit,)
-            if stage.kind in MODELS:
+            if stage.kind in MODEL_STAGES:
                 how = (cell.penalty, cell.adversarial, cell.train)
             sections = (cell.model, cell.data, cell.transfer, cell.compress, *how)
             group = (stage.kind, stage.norm, cell.device, cell.threads, *map(id, sections))
@@ -114,9 +116,7 @@ _LITTLE = {
         "clip_norm",
     },
     "adversarial": {"eps", "step_size"},
-    "attack": {"traced_samples", "steps", "curve_steps"},
-    "query": {"queries"},
-    "transferred": {"steps"},
+    **{name: set(kind.scaled_by) for name, kind in STAGE_KINDS.items() if kind.scaled_by},
 }
 """What makes little difference for the seconds, or only scales them."""
 
@@ -146,12 +146,13 @@ def _like(kind: str, norm: str | None, made: Mapping[str, Any], own: Mapping[str
 
 def _work(kind: str, own: Mapping[str, Any]) -> float:
     """Gradients or answers, on average over curves from nearly all to nearly none; 1 for what takes the same always."""
-    times = {
-        "attack": lambda: 2 * own["steps"] + (len(own["threat"]["curve"]) - 1) * own["curve_steps"],
-        "query": lambda: own["queries"],
-        "transferred": lambda: own["steps"],
-    }
-    return float(times[kind]() * (own["samples"] or 1)) if kind in times else 1.0
+    if not STAGE_KINDS[kind].scaled_by:
+        return 1.0
+    if kind == "attack":
+        times = 2 * own["steps"] + (len(own["threat"]["curve"]) - 1) * own["curve_steps"]
+    else:
+        times = math.prod(own[field] for field in STAGE_KINDS[kind].scaled_by)
+    return float(times * (own["samples"] or 1))
 
 
 def _without(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,8 +162,8 @@ def _without(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
 def _made(stage: Stage) -> dict[str, Any]:
     """How a stage's model is made: the recipe, and what of transfer and compress comes before it or is it."""
     sections = set(Recipe.model_fields)
-    for kind in MODELS[1:]:
-        if stage.kind not in MODELS or MODELS.index(kind) <= MODELS.index(stage.kind):
+    for kind in MODEL_STAGES[1:]:
+        if stage.kind not in MODEL_STAGES or MODEL_STAGES.index(kind) <= MODEL_STAGES.index(stage.kind):
             sections.add(kind)
     return stage.cell.model_dump(mode="json", include=sections)
 
@@ -178,7 +179,7 @@ def _recorded(store: Store) -> dict[str, float]:
             own = json.loads(config)
             keys = [tuple(parent.split("/")) for parent in parents]
             models = [made[key] for key in keys if key in made]
-            if kind in MODELS:
+            if kind in MODEL_STAGES:
                 made[kind, name] = {**(models[0] if models else {}), **own}
             if status == "done" and (models or kind == "train"):
                 norm = own["threat"]["norm"] if "threat" in own else None

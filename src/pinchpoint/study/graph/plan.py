@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import Member
+from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study.config.cell import Cell
 from pinchpoint.study.config.study import StudyConfig, no_collecting
-from pinchpoint.study.graph.stages import MODELS, Hasher, Key, Stage, run_id
+from pinchpoint.study.graph.stages import Hasher, Key, Stage, run_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Task:
     @property
     def model(self) -> Key:
         """The stage that leaves the model which is judged: the parent of every profile."""
-        return next(key for key in reversed(self.own) if key[0] in MODELS)
+        return next(key for key in reversed(self.own) if key[0] in MODEL_STAGES)
 
     @property
     def own(self) -> tuple[Key, ...]:

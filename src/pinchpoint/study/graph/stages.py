@@ -10,24 +10,19 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from pinchpoint.auditing import AuditConfig, ThreatConfig
-from pinchpoint.records import ThreatNorm
+from pinchpoint.records import STAGE_KINDS, ThreatNorm
+from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study.config.cell import Cell
 
-Kind = Literal[
-    "train", "transfer", "compress", "profile", "bound", "attack", "universal", "mechanism", "query", "transferred",
-    "pictures", "retrieval",
-]  # fmt: skip
-KINDS: tuple[Kind, ...] = (
-    "train", "transfer", "compress", "profile", "bound", "attack", "universal", "mechanism", "query", "transferred",
-    "pictures", "retrieval",
-)  # fmt: skip
-MODELS: tuple[Kind, ...] = ("train", "transfer", "compress")
-"""Stages that leave a checkpoint."""
+Kind = str
+"""A name in ``STAGE_KINDS``."""
+
+KINDS: tuple[Kind, ...] = tuple(STAGE_KINDS)
 
 Key = tuple[Kind, str]
 """Kind and id: a stage's place in a store."""
@@ -85,9 +80,9 @@ class Stage(NamedTuple):
         cell, audit = self.cell, self.cell.audit
         if self.kind == "train":
             return {section: _plain(getattr(cell, section)) for section in _RECIPE}
-        if self.kind in ("transfer", "compress"):
+        if STAGE_KINDS[self.kind].makes_model:
             return {self.kind: _plain(getattr(cell, self.kind))}
-        fields = {field: _plain(getattr(audit, field)) for field in _AUDIT[self.kind]}
+        fields = {field: _plain(getattr(audit, field)) for field in STAGE_KINDS[self.kind].depends_on}
         return fields if self.norm is None else {"threat": _threat(self.kind, self.threat), **fields}
 
 
@@ -111,22 +106,7 @@ _sections = itemgetter(*_RECIPE)
 _UNSEEN = {"workers", "memory_gb"}  # how image files are decoded
 _TEST = {"limit_test"}
 
-_AUDIT: dict[str, tuple[str, ...]] = {
-    "profile": ("samples", "k_share", "target"),
-    "bound": ("samples", "jacobian_samples", "bound_seconds", "bound_steps"),
-    "attack": ("samples", "traced_samples", "steps", "curve_steps"),
-    "universal": ("samples", "universal_steps"),
-    "mechanism": ("k_share",),
-    "query": ("samples", "queries"),
-    "transferred": ("samples", "steps"),
-    "pictures": (),
-    "retrieval": ("captions",),
-}
-"""Fields of the audit on which each kind of stage depends."""
-
 _PREFIX = {kind: b"%d|%s|" % (STAGE_SCHEMA, kind.encode()) for kind in KINDS}
-
-_SEEDED = {"attack", "universal", "query", "transferred", "retrieval"}
 
 
 class Hasher:
@@ -154,12 +134,12 @@ class Hasher:
             lender, lent = made[-1].hashed, (model.key, made[-1].key)
         drawn = model.hashed + seed.to_bytes(8, "big")
         for kind, norm, digest in self._audit(cell.audit, self._digest(cell.judged_data, "test")):
-            if kind in ("mechanism", "pictures"):
+            if STAGE_KINDS[kind].looks_at_attack:
                 attack = attacks[norm]
                 made.append(_stage(kind, attack.hashed + digest, (model.key, attack.key), cell, 0, norm))
-            elif kind == "transferred":
+            elif STAGE_KINDS[kind].needs_surrogate:
                 made.append(_stage(kind, drawn + lender + digest, lent, cell, seed, norm))
-            elif kind in _SEEDED:
+            elif STAGE_KINDS[kind].seeded:
                 made.append(_stage(kind, drawn + digest, only, cell, seed, norm))
                 if kind == "attack":
                     attacks[norm] = made[-1]
@@ -172,7 +152,7 @@ class Hasher:
         digest = b"".join(map(self._digest, _sections(vars(cell)), _RECIPE))
         drawn = seed.to_bytes(8, "big")
         made = [_stage("train", drawn + digest, (), cell, seed, None)]
-        for kind in MODELS[1:]:
+        for kind in MODEL_STAGES[1:]:
             section = getattr(cell, kind)
             if section is not None:
                 before = made[-1]
@@ -190,11 +170,12 @@ class Hasher:
         known = self._audits.get((id(audit), test))
         if known is None:
             wanted: list[tuple[Kind, ThreatNorm | None, bytes]] = [("profile", None, test + _fields("profile", audit))]
-            if "retrieval" in audit.stages:
-                wanted.append(("retrieval", None, _fields("retrieval", audit)))
+            for kind in audit.stages:
+                if not STAGE_KINDS[kind].per_norm:
+                    wanted.append((kind, None, _fields(kind, audit)))
             for threat in audit.threats:
                 for kind in KINDS:
-                    if kind in audit.stages and kind != "retrieval":
+                    if kind in audit.stages and STAGE_KINDS[kind].per_norm:
                         content = _written(_threat(kind, threat))
                         wanted.append((kind, threat.norm, test + content + _fields(kind, audit)))
             known = (audit, wanted)
@@ -234,19 +215,18 @@ def _sha(content: bytes) -> bytes:
 
 
 def _fields(kind: Kind, audit: AuditConfig) -> bytes:
-    fields = {field: _plain(getattr(audit, field)) for field in _AUDIT[kind]}
+    fields = {field: _plain(getattr(audit, field)) for field in STAGE_KINDS[kind].depends_on}
     return _written(fields)
 
 
 def _threat(kind: Kind, threat: ThreatConfig) -> dict[str, Any]:
     """What of a threat a stage depends on."""
-    if kind == "universal":
-        eps = threat.eps if threat.universal_eps is None else threat.universal_eps
-        return {"norm": threat.norm, "universal_eps": eps}
-    seen: dict[str, Any] = {"norm": threat.norm, "eps": threat.eps}
-    if kind == "attack":
-        seen["curve"] = sorted({*threat.curve, threat.eps})
-    return seen
+    values: dict[str, Any] = {
+        "eps": threat.eps,
+        "curve": sorted({*threat.curve, threat.eps}),
+        "universal_eps": threat.eps if threat.universal_eps is None else threat.universal_eps,
+    }
+    return {"norm": threat.norm, **{field: values[field] for field in STAGE_KINDS[kind].threat_fields}}
 
 
 def _plain(value: Any) -> Any:

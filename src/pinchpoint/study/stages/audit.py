@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pinchpoint.auditing import steps
+from pinchpoint.auditing import AuditConfig, ThreatConfig, steps
 from pinchpoint.data import AnyDataset
 from pinchpoint.models.build import ZeroShotConfig
 from pinchpoint.models.retrieval import load_captions, retrieval
@@ -18,6 +20,62 @@ from pinchpoint.study.graph.stages import Stage
 
 _POINTS = "points.safetensors"
 """The worst points that the attack found, for the first samples, for those who look at them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage with what it needs.
+
+    Attributes:
+        models: the one judged, then a surrogate where there is one.
+        data: judged on the first samples of its test part.
+        attacked: the first inputs as the attack left them, for stages that look at those.
+        folder: for the stage's files.
+    """
+
+    stage: Stage
+    models: list[nn.Module]
+    data: AnyDataset
+    attacked: Tensor | None
+    folder: Path
+
+    @cached_property
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels on the model's device."""
+        device = next(self.model.parameters()).device
+        x, y = self.data.test.tensors(self.config.samples)
+        return x.to(device), y.to(device)
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs."""
+        return self.samples[0]
+
+    @property
+    def y(self) -> Tensor:
+        """Labels."""
+        return self.samples[1]
+
+    @property
+    def model(self) -> nn.Module:
+        """The one judged."""
+        return self.models[0]
+
+    @property
+    def config(self) -> AuditConfig:
+        """How it is judged."""
+        return self.stage.cell.audit
+
+    @property
+    def threat(self) -> ThreatConfig:
+        """The threat the stage is about."""
+        return self.stage.threat
+
+    @property
+    def points(self) -> Tensor:
+        """The attacked inputs."""
+        assert self.attacked is not None
+        return self.attacked
 
 
 def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path | None, folder: Path) -> Record:
@@ -33,46 +91,62 @@ def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path |
     Raises:
         ModelError: where the step cannot be done for this model.
     """
-    config, model = stage.cell.audit, models[0]
-    device = next(model.parameters()).device
-    if stage.kind == "retrieval":
-        return _retrieve(stage, model, data)
-    x, y = (tensor.to(device) for tensor in data.test.tensors(config.samples))
-    if stage.kind == "profile":
-        return steps.measure(model, x, y, config)
-    threat, seed = stage.threat, stage.seed
-    if stage.kind == "bound":
-        return steps.bound(model, x, y, threat, config, by_clock=False)  # the same digits in every run
-    if stage.kind == "attack":
-        found, where = steps.attack(model, x, y, threat, config, seed)
-        save_file({"x": where[: config.traced_samples].cpu().contiguous()}, folder / _POINTS)
-        return found
-    if stage.kind == "universal":
-        fit = (data.x_train.to(device), data.y_train.to(device))
-        return steps.fool(model, fit, x, y, threat, config, seed)
-    if stage.kind == "query":
-        return steps.query(model, x, y, threat, config, seed)
-    if stage.kind == "transferred":
-        return steps.carry(models[1], model, x, y, threat, config, seed)
-    assert points is not None
-    where = _points(points, device)
-    if stage.kind == "mechanism":
-        return steps.explain(model, x[: len(where)], where, threat, config)
-    return steps.draw(model, x[: len(where)], where, y[: len(where)], threat, config)
+    device = next(models[0].parameters()).device
+    attacked = None if points is None else load_file(points / _POINTS)["x"].to(device)
+    return _STEPS[stage.kind](Task(stage, models, data, attacked, folder))
 
 
-def _retrieve(stage: Stage, model: nn.Module, data: AnyDataset) -> Retrieved:
+def _bound(task: Task) -> Record:
+    """Paced by operations, so that every run gives the same digits."""
+    return steps.bound(task.model, task.x, task.y, task.threat, task.config, by_clock=False)
+
+
+def _attack(task: Task) -> Record:
+    result, worst = steps.attack(task.model, task.x, task.y, task.threat, task.config, task.stage.seed)
+    save_file({"x": worst[: task.config.traced_samples].cpu().contiguous()}, task.folder / _POINTS)
+    return result
+
+
+def _universal(task: Task) -> Record:
+    fit = (task.data.x_train.to(task.x.device), task.data.y_train.to(task.x.device))
+    return steps.fool(task.model, fit, task.x, task.y, task.threat, task.config, task.stage.seed)
+
+
+def _transferred(task: Task) -> Record:
+    surrogate = task.models[1]
+    return steps.carry(surrogate, task.model, task.x, task.y, task.threat, task.config, task.stage.seed)
+
+
+def _mechanism(task: Task) -> Record:
+    return steps.explain(task.model, task.x[: len(task.points)], task.points, task.threat, task.config)
+
+
+def _pictures(task: Task) -> Record:
+    count = len(task.points)
+    return steps.draw(task.model, task.x[:count], task.points, task.y[:count], task.threat, task.config)
+
+
+def _retrieval(task: Task) -> Retrieved:
     """With the text tower as it was before training, which is how it still is: the penalty and the loss move the other."""
-    config, captions = stage.cell.model, stage.cell.audit.captions
+    config, captions, stage = task.stage.cell.model, task.config.captions, task.stage
     assert isinstance(config, ZeroShotConfig)
     assert captions is not None
     captioned = load_captions(Path(captions.folder).expanduser(), captions.split)
-    clip = with_tower(config.clip(data.input_shape, seed=stage.seed), model)
+    clip = with_tower(config.clip(task.data.input_shape, seed=stage.seed), task.model)
     found = retrieval(clip, captioned, workers=stage.cell.judged_data.workers)
     recalls = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
     shares = {f"{way}_{k}": share for way, by_k in recalls.items() for k, share in by_k.items()}
     return Retrieved(images=len(captioned.images), captions=len(captioned.captions), **shares)
 
 
-def _points(folder: Path, device: torch.device) -> Tensor:
-    return load_file(folder / _POINTS)["x"].to(device)
+_STEPS: dict[str, Callable[[Task], Record]] = {
+    "profile": lambda task: steps.measure(task.model, task.x, task.y, task.config),
+    "bound": _bound,
+    "attack": _attack,
+    "universal": _universal,
+    "mechanism": _mechanism,
+    "query": lambda task: steps.query(task.model, task.x, task.y, task.threat, task.config, task.stage.seed),
+    "transferred": _transferred,
+    "pictures": _pictures,
+    "retrieval": _retrieval,
+}

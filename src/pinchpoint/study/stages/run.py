@@ -17,17 +17,15 @@ from pinchpoint.errors import DivergedError, ModelError, PinchpointError, StoreE
 from pinchpoint.models import build
 from pinchpoint.models.checkpoint import load as load_checkpoint
 from pinchpoint.models.retrieval import load_captions
-from pinchpoint.records import Record, StageRecord
+from pinchpoint.records import STAGE_KINDS, Record, StageRecord
+from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study.config.cell import Cell
-from pinchpoint.study.graph.stages import MODELS, Key, Stage
+from pinchpoint.study.graph.stages import Key, Stage
 from pinchpoint.study.stages import audit as auditing
 from pinchpoint.study.stages import models as making
 from pinchpoint.study.store.store import Store
 from pinchpoint.utils.device import device_of
 from pinchpoint.utils.provenance import machine, versions
-
-_SKIPPED = {"bound", "mechanism", "pictures"}
-"""What may be impossible for a model without anything being wrong."""
 
 
 def perform(stage: Stage, store: Store) -> str | None:
@@ -69,7 +67,9 @@ def _record(stage: Stage, store: Store, folder: Path) -> StageRecord:
         raise
     except PinchpointError as error:
         reason = str(error)
-        status = "skipped" if stage.kind in _SKIPPED and not isinstance(error, DivergedError) else "failed"
+        status = (
+            "skipped" if STAGE_KINDS[stage.kind].may_be_skipped and not isinstance(error, DivergedError) else "failed"
+        )
     except SafetensorError as error:  # its word for a full disk
         raise OSError(str(error)) from None
     return StageRecord(
@@ -92,7 +92,7 @@ def _work(stage: Stage, store: Store, folder: Path) -> Record:
     device = device_of(stage.cell.device)
     if stage.kind == "train":
         return making.train(stage, _data(stage.cell.data), device, folder)
-    models = [_model(store, key, device) for key in stage.parents if key[0] in MODELS]
+    models = [_model(store, key, device) for key in stage.parents if key[0] in MODEL_STAGES]
     data = _data(stage.cell.judged_data)
     if stage.kind == "transfer":
         return making.transfer(stage, models[0], data, device, folder)

@@ -10,7 +10,7 @@ from typing import Any
 import polars
 
 from pinchpoint.errors import StoreError
-from pinchpoint.records import RESULTS, STORE_SCHEMA, StageRecord
+from pinchpoint.records import STAGE_KINDS, STORE_SCHEMA, StageRecord
 from pinchpoint.study.store import columns
 
 _GROUP = 1000
@@ -21,7 +21,7 @@ _COMMON = {name: field for name, field in StageRecord.model_fields.items() if na
 def schema(kind: str) -> dict[str, polars.DataType]:
     """The columns of a kind of stage."""
     own = {name: columns.dtype(field.annotation) for name, field in _COMMON.items()}
-    return {**own, "result": polars.Struct(columns.schema(RESULTS[kind]))}
+    return {**own, "result": polars.Struct(columns.schema(STAGE_KINDS[kind].result))}
 
 
 def frame(kind: str, records: Sequence[StageRecord]) -> polars.DataFrame:
@@ -30,7 +30,7 @@ def frame(kind: str, records: Sequence[StageRecord]) -> polars.DataFrame:
     for record in records:
         dumped = record.model_dump()
         row = {name: columns.encode(dumped[name], field.annotation) for name, field in _COMMON.items()}
-        rows.append({**row, "result": columns.encode(dumped["result"], RESULTS[kind])})
+        rows.append({**row, "result": columns.encode(dumped["result"], STAGE_KINDS[kind].result)})
     return polars.DataFrame(rows, schema=schema(kind), strict=True)
 
 
@@ -46,7 +46,7 @@ def records(kind: str, table: polars.DataFrame) -> list[StageRecord]:
     for row in table.iter_rows(named=True):
         for name, annotation in changed.items():
             row[name] = columns.decode(row[name], annotation)
-        row["result"] = columns.decode(row["result"], RESULTS[kind]) if row["status"] == "done" else None
+        row["result"] = columns.decode(row["result"], STAGE_KINDS[kind].result) if row["status"] == "done" else None
         found.append(StageRecord.model_validate(row))
     return found
 
