@@ -70,7 +70,6 @@ JUDGES: dict[str, Callable[[Case], Any]] = {
     "access": lambda c: evaluate.access(c.model, {}, c.x, c.y, c.threat, attacks=few(c), queries=10),
 }
 EXPLAINERS: dict[str, Callable[[Case], Any]] = {
-    "trace": lambda c: mechanism.trace(c.model, c.x, moved(c.x)),
     "gains": lambda c: mechanism.gains(c.model, c.x, moved(c.x)),
     "pictures": lambda c: pictures(c.model, c.x, moved(c.x), c.y, c.threat, planes=1, size=3),
     "representation_pca": lambda c: representation_pca(c.model, c.x, moved(c.x), c.y, components=1),

@@ -67,7 +67,6 @@ CALLS = {
         evaluate.attack_sheet(m, evaluate.Samples(x, y), [THREAT], Plan("square", steps=20)).threats[0].stage
     ),
     "transfer_matrix": lambda m, x, y: evaluate.transfer_matrix({"it": m}, x, y, THREAT).robust_accuracy,
-    "trace": lambda m, x, y: mechanism.trace(m, x, x.flip(0)),
     "gains": lambda m, x, y: mechanism.gains(m, x, x.flip(0)),
     "pictures": lambda m, x, y: pictures(m, x, x.flip(0), y, THREAT, planes=1, size=3),
     "audit": lambda m, x, y: pp.audit(m, (x, y), [THREAT], samples=8, standard=False).threats[0].robust,
@@ -90,7 +89,7 @@ def test_a_network_that_changes_its_input_in_place_is_judged_as_the_same_network
 def test_what_comes_after_a_layer_in_place_is_not_taken_for_its_output():
     x, moved = torch.rand(5, 16), torch.rand(5, 16)
     plain, in_place = Network().eval(), Network(inner=nn.ReLU(inplace=True)).eval()
-    assert mechanism.trace(in_place, x, moved) == mechanism.trace(plain, x, moved)
+    assert mechanism.gains(in_place, x, moved) == mechanism.gains(plain, x, moved)
     halved = Network(after=lambda z: z.div_(2)).eval()
     with pytest.raises(
         ModelError, match="representations need a fully connected layer at the end, but got Linear before more"

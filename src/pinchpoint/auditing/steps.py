@@ -40,8 +40,7 @@ from pinchpoint.evaluate import (
 )
 from pinchpoint.measure import profile
 from pinchpoint.measure.layers import float64_copy, layers
-from pinchpoint.mechanism import LayerGain, LayerTrace
-from pinchpoint.mechanism import trace as trace_mechanism
+from pinchpoint.mechanism import LayerGain, gains
 from pinchpoint.mechanism.decisions import pictures
 from pinchpoint.records import (
     Bounded,
@@ -259,10 +258,10 @@ def explain(model: nn.Module, x: Tensor, where: Tensor, threat: ThreatConfig, co
     Raises:
         ModelError: where there is none to follow.
     """
-    return mechanism_of(threat.threat(), trace_mechanism(model, x, where, k_share=config.k_share))
+    return mechanism_of(threat.threat(), gains(model, x, where, norm=threat.norm, k_share=config.k_share))
 
 
-def mechanism_of(threat: Threat, followed: Sequence[LayerGain] | Sequence[LayerTrace]) -> Mechanism:
+def mechanism_of(threat: Threat, followed: Sequence[LayerGain]) -> Mechanism:
     """Where perturbations point, and how large they become; layers whose input is no patch, token or row are left out.
 
     The head's input is what the encoder gives: its relative change is the paper's amplification.
@@ -273,13 +272,13 @@ def mechanism_of(threat: Threat, followed: Sequence[LayerGain] | Sequence[LayerT
         amplification=followed[-1].source_amplification,
         layers=[
             LayerMechanism(
-                name=one.name,
-                k=one.k,
-                alignment=one.alignment,
-                baseline=one.baseline,
-                amplification=one.amplification,
+                name=layer.name,
+                k=layer.k,
+                alignment=layer.alignment,
+                baseline=layer.baseline,
+                amplification=layer.amplification,
             )
-            for one in followed
-            if one.alignment is not None
+            for layer in followed
+            if layer.alignment is not None
         ],
     )

@@ -35,6 +35,7 @@ class StageKind:
         depends_on: fields of the audit that are part of its id.
         threat_fields: what of the threat is part of its id, beside the norm.
         scaled_by: fields that only scale its time.
+        revision: raised where this kind alone comes to mean something else; part of its id where it is not 0.
     """
 
     result: type[Record]
@@ -47,6 +48,7 @@ class StageKind:
     depends_on: tuple[str, ...] = ()
     threat_fields: tuple[str, ...] = ("eps",)
     scaled_by: tuple[str, ...] = ()
+    revision: int = 0
 
 
 STAGE_KINDS = MappingProxyType(
@@ -68,7 +70,13 @@ STAGE_KINDS = MappingProxyType(
         "universal": StageKind(
             Fooled, seeded=True, depends_on=("samples", "universal_steps"), threat_fields=("universal_eps",)
         ),
-        "mechanism": StageKind(Mechanism, may_be_skipped=True, looks_at_attack=True, depends_on=("k_share",)),
+        "mechanism": StageKind(
+            Mechanism,
+            may_be_skipped=True,
+            looks_at_attack=True,
+            depends_on=("k_share",),
+            revision=1,  # 0 followed the fully connected layers alone
+        ),
         "query": StageKind(Queried, seeded=True, depends_on=("samples", "queries"), scaled_by=("queries",)),
         "transferred": StageKind(
             Carried, seeded=True, needs_surrogate=True, depends_on=("samples", "steps"), scaled_by=("steps",)

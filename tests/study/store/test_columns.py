@@ -126,7 +126,11 @@ def test_records_of_every_kind_come_back_from_parquet_as_they_went_in(tmp_path_f
     for _ in range(chance.randrange(1, 4)):
         common = {name: field.annotation for name, field in StageRecord.model_fields.items() if name != "result"}
         row = {name: value(annotation, chance) for name, annotation in common.items()}
-        result = STAGE_KINDS[kind].result.model_validate(value(STAGE_KINDS[kind].result, chance)) if row["status"] == "done" else None
+        result = (
+            STAGE_KINDS[kind].result.model_validate(value(STAGE_KINDS[kind].result, chance))
+            if row["status"] == "done"
+            else None
+        )
         records.append(StageRecord.model_construct(**row | {"kind": kind, "store_schema": 1, "result": result}))
     back = there_and_back(kind, records, tmp_path_factory.mktemp("parquet") / "record.parquet")
     for record, other in zip(records, back, strict=True):

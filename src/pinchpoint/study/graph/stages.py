@@ -106,7 +106,10 @@ _sections = itemgetter(*_RECIPE)
 _UNSEEN = {"workers", "memory_gb"}  # how image files are decoded
 _TEST = {"limit_test"}
 
-_PREFIX = {kind: b"%d|%s|" % (STAGE_SCHEMA, kind.encode()) for kind in KINDS}
+_PREFIX = {
+    name: b"%d|%s|" % (STAGE_SCHEMA, f"{name}.{kind.revision}".encode() if kind.revision else name.encode())
+    for name, kind in STAGE_KINDS.items()
+}
 
 
 class Hasher:
