@@ -24,12 +24,11 @@ from torch import Tensor, nn
 import pinchpoint as pp
 from pinchpoint.attack import apgd, dlr
 from pinchpoint.compress.prune import Pruned, prune
-from pinchpoint.data import DataConfig
-from pinchpoint.train import TrainConfig
-from pinchpoint.data import load
+from pinchpoint.data import DataConfig, load
 from pinchpoint.models.sources.open_model import open_model
-from pinchpoint.recipes.recipe import PenaltyConfig, Recipe
 from pinchpoint.recipes.folder import Tuning
+from pinchpoint.recipes.recipe import PenaltyConfig, Recipe
+from pinchpoint.train import TrainConfig
 
 THREATS = {
     "linf:1/255": pp.Threat("linf", 1 / 255),

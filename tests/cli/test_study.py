@@ -111,7 +111,7 @@ def test_report_from_an_empty_store_is_one_sentence_and_writes_nothing(tmp_path)
 
 def test_json_is_all_there_is_on_stdout(undisturbed, monkeypatch):
     folder = undisturbed.folder
-    monkeypatch.setattr("pinchpoint.study.config.catalogue", lambda name: pinchpoint.study.read(TINY))
+    monkeypatch.setattr("pinchpoint.study.catalogue", lambda name: pinchpoint.study.read(TINY))
     for command in (("study", "run", TINY), ("study", "report", TINY), ("demo",)):
         said = pinch(*command, "--out", folder, "--json")
         assert said.status == 0

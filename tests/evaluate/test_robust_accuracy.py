@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_exactly_the_unconfirmed_are_attacked_again(trained, digits, monkeypatch
         def forward(self, a):
             return -self.model(a)
 
-    monkeypatch.setattr("pinchpoint.evaluate.robust_accuracy.LowPrecision", AlwaysWrong)
+    monkeypatch.setattr(sys.modules["pinchpoint.evaluate.robust_accuracy"], "LowPrecision", AlwaysWrong)
     found = robust_accuracy(trained, x, y, threat, attacks={"a": attack}, low_precision=True)
     assert [full for full, _ in sizes] == [False, True]
     assert sizes[0][1] == sizes[1][1]

@@ -63,7 +63,9 @@ def train(
         CheckpointError: where ``state`` is damaged or belongs to another training.
         StoreError: where ``state`` cannot be written.
 
-    >>> from pinchpoint.models import DataConfig, ModelConfig, build, load
+    >>> from pinchpoint.data import DataConfig, load
+
+    >>> from pinchpoint.models import ModelConfig, build
     >>> data = load(DataConfig(name="digits"))
     >>> model = build(ModelConfig(hidden=(32,)), data.input_shape, data.classes)
     >>> train(model, data, TrainConfig(epochs=15), seed=0).validation_accuracy > 0.8

@@ -56,7 +56,9 @@ def transfer(
         ConfigError: where ``config`` augments images, which are seen once.
         ModelError: where the model has no such head, or does not take the data.
 
-    >>> from pinchpoint.models import DataConfig, ModelConfig, build, load
+    >>> from pinchpoint.data import DataConfig, load
+
+    >>> from pinchpoint.models import ModelConfig, build
     >>> data = load(DataConfig(name="digits"))
     >>> encoder = build(ModelConfig(hidden=(64,)), data.input_shape, classes=100)
     >>> done = transfer(encoder, data, TrainConfig(epochs=2), seed=0)
@@ -128,7 +130,7 @@ def features(
     Raises:
         ModelError: where the logits are not what the head returns, or the model does not take the data.
 
-    >>> from pinchpoint.models import DataConfig, load
+    >>> from pinchpoint.data import DataConfig, load
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
     >>> features(net, load(DataConfig(name="digits")).test).shape
     torch.Size([450, 5])
