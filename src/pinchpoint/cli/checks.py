@@ -9,8 +9,8 @@ from typing import get_args
 
 from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils import numbers
 from pinchpoint.utils.model_names import MODEL_PREFIXES, unknown_model
-from pinchpoint.utils.numbers import threat
 
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
 DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
@@ -75,11 +75,22 @@ def threats(texts: list[str] | None) -> list[str] | None:
         ThreatError: for one that is not written so, or that is wider than the box.
     """
     for text in texts or ():
-        norm, eps = threat(text, get_args(ThreatNorm))
+        norm, eps = numbers.threat(text, get_args(ThreatNorm))
         if norm == "linf" and eps > 1.0:
             remedy = f"write linf:{eps:g}/255 where parts of 255 are meant"
             raise ThreatError("an l_inf budget in pixels from 0 to 1 is at most 1", text, remedy)
     return texts
+
+
+def normalisation(text: str | None) -> str | None:
+    """How inputs are normalised, in a word, or none.
+
+    Raises:
+        ConfigError: for what is no such word.
+    """
+    if text is not None:
+        numbers.normalisation(text)
+    return text
 
 
 def adversary(text: str | None) -> str | None:

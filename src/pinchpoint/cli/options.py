@@ -39,6 +39,7 @@ InputSize = Annotated[
 Normalize = Annotated[
     str | None,
     typer.Option(
+        callback=checks.normalisation,
         help="What the network expects, where the model does not say: none, imagenet, or mean=...,std=....",
         show_default=False,
     ),

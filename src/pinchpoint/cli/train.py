@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pinchpoint.cli.options import Json, err
+from pinchpoint.cli.options import Json, Normalize, err
 from pinchpoint.cli.progress import epochs
 
 
@@ -32,6 +32,7 @@ def train(
             help="Machines that share each batch: the same command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK.",
         ),
     ] = 1,
+    normalize: Normalize = None,
     as_json: Json = False,
 ) -> None:
     """Train one model, as a recipe says: data, network, penalties, constraints, adversary, schedule.
@@ -44,7 +45,7 @@ def train(
     from pinchpoint.recipes.recipe import read_recipe
     from pinchpoint.utils.config import assignments
 
-    wanted = read_recipe(recipe, assignments(overrides or []))
+    wanted = read_recipe(recipe, assignments(overrides or []), normalize)
     try:
         with epochs(wanted.train.epochs) as watch:
             training, trained = produce(wanted, out_dir, seed=seed, devices=devices, nodes=nodes, watch=watch)
