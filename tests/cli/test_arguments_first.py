@@ -61,7 +61,7 @@ def test_wrong_arguments_are_refused_without_torch():
 
 
 def test_names_are_those_of_the_readers():
-    from pinchpoint.data import load as data
+    from pinchpoint.data import config as data
     from pinchpoint.models import zoo
 
     assert set(model_names.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}

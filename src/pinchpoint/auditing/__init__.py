@@ -3,7 +3,3 @@
 ``audit`` does everything for one model; a study does the ``steps`` one by one and keeps each. The folder is not called
 ``audit``, since the package's function of that name would hide it.
 """
-
-from pinchpoint.auditing.config import AuditConfig, CaptionsConfig, ThreatConfig
-
-__all__ = ["AuditConfig", "CaptionsConfig", "ThreatConfig"]

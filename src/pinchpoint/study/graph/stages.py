@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from pinchpoint.auditing import AuditConfig, ThreatConfig
+from pinchpoint.auditing.config import AuditConfig, ThreatConfig
 from pinchpoint.records import ThreatNorm
 from pinchpoint.study.config.cell import Cell
 
