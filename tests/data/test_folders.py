@@ -17,7 +17,7 @@ from oracles.as_user import refused
 from pinchpoint.data import DataConfig, load
 from pinchpoint.data.decode import decode
 from pinchpoint.data.listing import Encoded, Geometry
-from pinchpoint.errors import ConfigError, DataError
+from pinchpoint.errors import ConfigError, DataError, PinchpointWarning
 
 CPU = torch.device("cpu")
 HALVES = {"test_share": 0.5, "validation_share": 0.5}
@@ -127,7 +127,8 @@ def test_folders_in_class_folders_and_links(tmp_path):
     (root / "b" / ".DS_Store").write_bytes(b"hidden")
     (root / ".git").mkdir()
     (root / "README.txt").write_text("beside the classes")
-    data = opened(root)
+    with pytest.warns(PinchpointWarning, match=rf"^1 file or hidden folder is left out .*: {root}/README.txt$"):
+        data = opened(root)
     assert (data.classes, len(data.train) + len(data.validation) + len(data.test)) == (2, 9)
 
 
