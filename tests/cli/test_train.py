@@ -207,7 +207,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(recipe, tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("pinchpoint.recipes.recipe.train", None)
     for command in (("train", recipe()), ("train", recipe(), "train.epochs=3")):
-        text = f"{tmp_path / 'file'} must be writable, but got File exists; name another folder or free some space."
+        file = tmp_path / "file"
+        text = f"{file} must be a folder, but got the file {file}; choose another with --out."
         assert pinch(*command, "--out", tmp_path / "file").error == text
 
 

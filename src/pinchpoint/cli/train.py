@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import Json, Normalize, err
 from pinchpoint.cli.progress import epochs
 
@@ -19,9 +20,9 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and everything drawn.")] = 0,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint and training.json.")] = Path(
-        "runs/model"
-    ),
+    out_dir: Annotated[
+        Path, typer.Option("--out", callback=checks.output, help="Folder for the checkpoint and training.json.")
+    ] = Path("runs/model"),
     devices: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that share each batch (Lightning Fabric).")
     ] = 1,
@@ -41,6 +42,7 @@ def train(
     training.json. The state is saved every minute: what was interrupted, even by
     a kill, goes on from there and ends at the same weights. A study trains many models: [bold]pinchpoint study[/bold].
     """
+    checks.recipe(recipe, overrides or ())
     from pinchpoint.recipes.folder import produce, unfinished
     from pinchpoint.recipes.recipe import read_recipe
     from pinchpoint.utils.config import assignments
