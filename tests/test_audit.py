@@ -13,7 +13,7 @@ from torch import nn
 
 from oracles.whole_audit import audit
 from pinchpoint.attack import Threat
-from pinchpoint.auditing import AuditConfig, ThreatConfig
+from pinchpoint.auditing.config import AuditConfig, ThreatConfig
 from pinchpoint.evaluate import accuracy, adversarial_loss
 from pinchpoint.records import Audit
 

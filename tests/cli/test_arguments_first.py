@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from pinchpoint.cli import checks
 from pinchpoint.utils import model_names
+from pinchpoint.utils.study_files import scaled_studies
 
 WRONG = [
     "audit timm:x --data digits --threat linf:8",
@@ -22,6 +25,9 @@ WRONG = [
     "audit timm:x --data digits --device tpu",
     "audit timm:x --data digits --out /dev/null/x",
     "audit timm:x --data digits --fail-if " + "(" * 5000,
+    "audit timm:x --data digits --normalize mean=nan,std=1",
+    "attack timm:x --data digits --normalize mean=0,std=0",
+    "prune timm:x --ratio 0.5 --normalize nothing",
     "attack timm:x --data digits --threat l2:-1",
     "attack timm:x --data digits --attack nothing",
     "bound nowhere.pt",
@@ -30,6 +36,36 @@ WRONG = [
     "prune timm:x --ratio 0.5 --threat linf:a",
     "prune timm:x --ratio 0.5 --data nothing",
     "factorize nowhere.pt",
+    "train nowhere.yaml",
+    "train {files}/unclosed.yaml",
+    "train {files}/deep.yaml",
+    "train {files}/recipe.yaml epochs",
+    "train {files}/recipe.yaml train.epochs=[",
+    "train {files}/recipe.yaml train.epochs=" + "[" * 100_000,
+    "train {files}/recipe.yaml data.name=nothing",
+    "train {files}/recipe.yaml data.name=npz:nowhere.npz",
+    "train {files}/recipe.yaml --normalize mean=0,std=0",
+    "train {files}/recipe.yaml --out /dev/null/x",
+    "train {files}/recipe.yaml --devices 0",
+    *(f"study {command} nowhere.yaml" for command in ("run", "plan", "status", "report")),
+    "study run {files}/unclosed.yaml",
+    "study plan {files}/deep.yaml",
+    "study run {files}/recipe.yaml --engine nothing",
+    "study run {files}/recipe.yaml --address auto",
+    "study run {files}/recipe.yaml --out /dev/null/x",
+    "study run {files}/recipe.yaml seeds",
+    "study export nothing --out rows.csv",
+    "study export demo --out rows.xlsx",
+    "study gc nothing",
+    "study schema nothing",
+    "reproduce",
+    "reproduce nothing",
+    "reproduce all --engine nothing",
+    "reproduce all --address auto",
+    "reproduce all --page /nowhere/at/all.md",
+    "reproduce all --out /dev/null/x",
+    "compare nowhere",
+    "compare {files}/deep {files}/deep",
 ]
 RUN = """
 import contextlib, io, json, sys
@@ -47,10 +83,20 @@ print(json.dumps(said))
 """
 
 
-def test_wrong_arguments_are_refused_without_torch():
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], input=json.dumps(WRONG), capture_output=True, text=True, check=True
-    )
+@pytest.fixture
+def files(tmp_path):
+    """Files that are none of what they should be, and one that is."""
+    (tmp_path / "recipe.yaml").write_text("data: {name: digits}\n")
+    (tmp_path / "unclosed.yaml").write_text("data: [\n")
+    (tmp_path / "deep.yaml").write_text("data: " + "[" * 100_000)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "audit.json").write_text("[" * 100_000)
+    return tmp_path
+
+
+def test_wrong_arguments_are_refused_without_torch(files):
+    lines = json.dumps([line.replace("{files}", str(files)) for line in WRONG])
+    done = subprocess.run([sys.executable, "-c", RUN], input=lines, capture_output=True, text=True, check=True)
     answers = json.loads(done.stdout.splitlines()[-1])
     assert len(answers) == len(WRONG)
     for line, status, torch_there, text in answers:
@@ -60,7 +106,12 @@ def test_wrong_arguments_are_refused_without_torch():
 def test_names_are_those_of_the_readers():
     from pinchpoint.data import config as data
     from pinchpoint.models import zoo
+    from pinchpoint.study.config.catalogue import names, scales
+    from pinchpoint.study.outputs import export, schema
 
     assert set(model_names.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}
     assert set(checks.DATA_NAMES) == {"digits", *data.NPZ_NAMES}
     assert set(checks.DATA_KINDS) == {"npz", *data.FILE_KINDS, "torchvision"}
+    assert set(checks.ROW_SUFFIXES) == set(export._WRITERS)
+    assert set(checks.SCHEMAS) == set(schema.SCHEMAS)
+    assert scaled_studies() == [name for name in names() if scales(name)]

@@ -22,8 +22,7 @@ def only_mini(tmp_path_factory, monkeypatch) -> None:
     folder = tmp_path_factory.mktemp("catalogue")
     (folder / "mini.yaml").write_text(yaml.safe_dump(OURS))
     (folder / "plain.yaml").write_text(yaml.safe_dump(MINI | {"title": "Small"}))
-    files = {path.stem: path for path in folder.iterdir()}
-    monkeypatch.setattr(import_module("pinchpoint.study.config.catalogue"), "_files", lambda: files)
+    monkeypatch.setattr(import_module("pinchpoint.utils.study_files"), "_folder", lambda: folder)
 
 
 @pytest.fixture

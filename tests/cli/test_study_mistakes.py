@@ -122,7 +122,7 @@ def test_missing_file_is_one_sentence(tmp_path):
 def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("mine")
     error = pinch("study", "run", TINY, "--out", tmp_path / "file", "--workers", 1).error
-    assert error.startswith("a store must be a folder that can be read, but got Not a directory: ")
+    assert error.startswith(f"{tmp_path / 'file'} must be a folder, but got the file ")
     assert error.endswith("file; choose another with --out.")
     assert (tmp_path / "file").read_text() == "mine"
 

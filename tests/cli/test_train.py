@@ -18,6 +18,7 @@ from pinchpoint.data import load
 from pinchpoint.errors import ConfigError
 from pinchpoint.models import build
 from pinchpoint.models.checkpoint import load as load_checkpoint
+from pinchpoint.models.sources.open_model import open_model, with_known_normalisation
 from pinchpoint.recipes.recipe import Recipe, read_recipe
 from pinchpoint.train import train
 
@@ -206,7 +207,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(recipe, tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("pinchpoint.recipes.recipe.train", None)
     for command in (("train", recipe()), ("train", recipe(), "train.epochs=3")):
-        text = f"{tmp_path / 'file'} must be writable, but got File exists; name another folder or free some space."
+        file = tmp_path / "file"
+        text = f"{file} must be a folder, but got the file {file}; choose another with --out."
         assert pinch(*command, "--out", tmp_path / "file").error == text
 
 
@@ -235,3 +237,51 @@ def test_what_was_killed_goes_on(recipe, tmp_path, monkeypatch):
     assert kills >= 1
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "mean", "std", "said"),
+    [("mean=0.5,std=1/4", 0.5, 0.25, "mean 0.5, std 0.25"), ("none", 0.0, 1.0, "none"), (None, 0.0, 1.0, "none")],
+)
+def test_a_trained_model_carries_its_normalisation(recipe, tmp_path, word, mean, std, said):
+    out = tmp_path / "model"
+    asked = () if word is None else ("--normalize", word)
+    assert pinch("train", recipe(), *asked, "train.epochs=1", "--out", out).status == 0
+    assert json.loads((out / "training.json").read_text())["normalisation"] == said
+    source = open_model(str(out))
+    assert with_known_normalisation(source).normalisation == said
+    # the same network by hand: what is trained lies behind the normalisation
+    tensors, x = load_file(out / "model.safetensors"), torch.rand(5, 1, 8, 8)
+    weights = [value for name, value in tensors.items() if name.endswith("weight")]
+    hidden = ((x - mean) / std).flatten(1)
+    for weight in weights[:-1]:
+        hidden = torch.relu(hidden @ weight.T)
+    torch.testing.assert_close(source.model(x), hidden @ weights[-1].T)
+    # asked for again, it is the same model; asked for otherwise, another
+    assert pinch("train", recipe(), *asked, "train.epochs=1", "--out", out).out.startswith("already trained")
+    other = pinch("train", recipe(), "--normalize", "mean=0.1,std=1", "train.epochs=1", "--out", out)
+    assert "but got another recipe or seed" in other.error
+
+
+def test_normalisations_that_a_recipe_cannot_have(recipe, tmp_path):
+    out = ("--out", tmp_path / "model")
+    said = recipe(model={"hidden": [16], "mean": [0.5], "std": [0.25]})
+    assert pinch("train", said, "--normalize", "none", *out).error == (
+        "the recipe says how inputs are normalised, but got model.mean (0.5,) and model.std (0.25,) in it; "
+        "leave --normalize out."
+    )
+    for word, text in (
+        ("mean=1e999,std=1", "a normalisation is none, imagenet or"),
+        ("mean=nan,std=1", "a normalisation is none, imagenet or"),
+        ("mean=0,std=0", "mean and std need equal lengths and every std must be positive, all within 1e+30, but got"),
+        ("imagenet", "mean needs one value or one a channel, but got 3; give 1."),
+    ):
+        assert pinch("train", recipe(), "--normalize", word, *out).error.startswith(text)
+    for key, text in (("mean", "[.inf]"), ("std", "[.nan]"), ("std", "[0]")):
+        other = {"mean": "std", "std": "mean"}[key]
+        error = pinch("train", recipe(), f"model.{key}={text}", f"model.{other}=[1.0]", *out).error
+        assert error.startswith("mean and std need equal lengths and every std must be positive")
+    assert not (tmp_path / "model").exists()

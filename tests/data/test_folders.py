@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -16,7 +17,7 @@ from oracles.as_user import refused
 from pinchpoint.data import DataConfig, load
 from pinchpoint.data.decode import decode
 from pinchpoint.data.listing import Encoded, Geometry
-from pinchpoint.errors import ConfigError, DataError
+from pinchpoint.errors import ConfigError, DataError, PinchpointWarning
 
 CPU = torch.device("cpu")
 HALVES = {"test_share": 0.5, "validation_share": 0.5}
@@ -126,7 +127,8 @@ def test_folders_in_class_folders_and_links(tmp_path):
     (root / "b" / ".DS_Store").write_bytes(b"hidden")
     (root / ".git").mkdir()
     (root / "README.txt").write_text("beside the classes")
-    data = opened(root)
+    with pytest.warns(PinchpointWarning, match=rf"^1 file or hidden folder is left out .*: {root}/README.txt$"):
+        data = opened(root)
     assert (data.classes, len(data.train) + len(data.validation) + len(data.test)) == (2, 9)
 
 
@@ -230,11 +232,13 @@ def test_sizes_of_a_data_set(tmp_path):
 # --- hostile files ---------------------------------------------------------------------------------------------------
 
 
+def chunk(kind, content):
+    """A part of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def png_of(width, height):
     """The header of a PNG of that size, and next to nothing behind it."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -281,13 +285,87 @@ def test_what_is_no_image(tmp_path, content):
         decode(Encoded(str(path)))
 
 
-def test_sixteen_bits_are_not_cut_to_eight(tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(path)
-    with pytest.raises(
-        DataError, match=r"^an image must have 8 bits a channel, but got .*a.png of mode I;16; convert it"
+def grey_tiff(values, order, photometric, bits=16):
+    """An uncompressed TIFF of one strip of grey, its bytes written here (TIFF 6.0, sections 2 and 4)."""
+    mark, sign = {"little": (b"II", "<"), "big": (b"MM", ">")}[order]
+    raw = values.astype(f"{sign}u2").tobytes()
+    height, width = values.shape
+    if bits == 12:  # two values in three bytes, the first bits first
+        raw = b"".join(int(a << 12 | b).to_bytes(3, "big") for a, b in values.astype(int).reshape(-1, 2))
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(raw)}
+    entries = b"".join(struct.pack(f"{sign}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack(f"{sign}H", len(tags)) + entries + struct.pack(f"{sign}I", 0)
+    return mark + struct.pack(f"{sign}HI", 42, 8 + len(raw)) + raw + directory
+
+
+SIXTEEN = np.array([[0, 1, 128, 129], [257, 32_767, 32_768, 40_000], [65_000, 65_406, 65_534, 65_535]], dtype=np.uint16)
+
+
+def sixteen_bits(kind):
+    """A file with the values of SIXTEEN in grey."""
+    if kind == "png":
+        buffer = io.BytesIO()
+        Image.fromarray(SIXTEEN).save(buffer, "PNG")
+        return buffer.getvalue()
+    if kind == "pgm":
+        return b"P5\n4 3\n65535\n" + SIXTEEN.astype(">u2").tobytes()
+    if kind == "white is zero":
+        return grey_tiff(65_535 - SIXTEEN, "little", 0)
+    return grey_tiff(SIXTEEN, kind.removeprefix("tiff "), 1)
+
+
+@pytest.mark.parametrize("kind", ["png", "pgm", "tiff little", "tiff big", "white is zero"])
+def test_sixteen_bits_become_the_nearest_of_eight(kind):
+    content = sixteen_bits(kind)
+    wanted = np.rint(SIXTEEN.astype(float) / 65_535 * 255)
+    assert wanted.max() == 255
+    np.testing.assert_array_equal(decode(Encoded("a", content)).numpy(), np.broadcast_to(wanted, (3, 3, 4)))
+
+
+def test_twelve_bits_are_scaled_by_their_own_white():
+    values = np.array([[0, 1, 2_000, 4_095]])
+    decoded = decode(Encoded("a", grey_tiff(values, "little", 1, bits=12)))
+    np.testing.assert_array_equal(decoded[0], np.rint(values / 4_095 * 255))
+
+
+def test_sixteen_bits_of_colour():
+    """Pillow takes the upper byte: at most one of 255 below or above the nearest."""
+    rows = np.random.default_rng(0).integers(0, 65_536, (5, 7, 3)).astype(np.uint16)
+    rows[0, 0], rows[0, 1] = 0, 65_535
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    decoded = decode(Encoded("a", content)).permute(1, 2, 0).numpy()
+    assert np.abs(decoded / 255 - rows / 65_535).max() <= 1 / 255
+    assert (decoded[0, 0].tolist(), decoded[0, 1].tolist()) == ([0, 0, 0], [255, 255, 255])
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_scale_are_refused(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    Image.new(mode, (4, 4), 7).save(path)
+    with refused(
+        DataError,
+        f"an image must have 8 bits a channel, or 16 without a sign, but got {path} of mode {mode}; convert it.",
     ):
         decode(Encoded(str(path)))
+
+
+def test_palettes_with_transparency(tmp_path):
+    path = tmp_path / "a.png"
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).convert("P")
+    image.save(path, transparency=bytes(range(256)))
+    colours = np.array(image.getpalette()).reshape(-1, 3)
+    decoded = decode(Encoded(str(path))).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(decoded, colours[np.asarray(image)])
+
+
+def test_sixteen_bits_are_turned_as_their_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(SIXTEEN).save(tmp_path / "a.png", exif=exif)
+    wanted = np.rot90(np.rint(SIXTEEN.astype(float) / 65_535 * 255), -1)
+    np.testing.assert_array_equal(decode(Encoded(str(tmp_path / "a.png")))[0], wanted)
 
 
 def hostile(root, kind):

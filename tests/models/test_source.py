@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from pinchpoint.errors import CheckpointError, ConfigError, ModelError
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.checkpoint import CheckpointConfig, save
 from pinchpoint.models.cifar_resnet import Architecture, cifar_resnet
+from pinchpoint.models.normalisation import parse_normalisation
 from pinchpoint.models.sources import source as opened
 from pinchpoint.models.sources.open_model import fitting, open_model, parse_size, with_known_normalisation
 from pinchpoint.models.weights import put, read_tensors
@@ -292,6 +294,27 @@ def test_normalisations_that_are_none(bare, word):
         f"{word or 'an empty word'}; write one of those.",
     ):
         open_model(str(path), normalize=word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["mean=0.5,std=0", "mean=0.5,std=-1", "mean=0.5,std=1e-300", "mean=1e300,std=1", "mean=1,2,std=1", "std=1,mean=1"],
+)
+def test_numbers_that_normalise_nothing(bare, word):
+    path, _ = bare()
+    with pytest.raises(ConfigError, match=r"^(mean and std need equal lengths and every std|a normalisation is)"):
+        open_model(str(path), normalize=word)
+
+
+@pytest.mark.parametrize(
+    "word", ["mean=" + "1" * 10**6, "mean=" + "1," * 10**5 + "std=", "mean=" + " " * 10**6 + "std=1"]
+)
+def test_long_normalisations_are_read_in_no_time(word):
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        parse_normalisation(word)
+    assert time.monotonic() - started < 2
+    assert len(str(caught.value)) < 500
 
 
 def test_normalisations_that_do_not_fit(bare, checkpoint):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import io
@@ -17,7 +18,9 @@ from torch.export import Dim, export
 from torch.nn import functional
 
 from oracles.as_user import refused
+from oracles.console import pinch
 from pinchpoint.bound import lipschitz
+from pinchpoint.data import DataConfig, load
 from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.models.export.operations import ALLOWED
 from pinchpoint.models.sources.open_model import open_model
@@ -175,7 +178,7 @@ def test_what_no_network_for_inference_is(tmp_path, net):
 
     inference = "export model.eval(), without run_decompositions"
     for network, text in (
-        (Two(), f"it must return one tensor and change nothing, but got user_output, user_output; {inference}."),
+        (Two(), "it must return one tensor, but got 2 outputs; export a network that returns its logits alone."),
         (
             nn.Sequential(nn.Flatten(), nn.Dropout()),
             f"it must be a network for inference, but got torch.ops.aten.dropout.default in training; {inference}.",
@@ -413,3 +416,163 @@ def test_networks_of_timm(tmp_path, name):
         with torch.inference_mode():
             torch.testing.assert_close(source.model(x), net(x))
         assert sum(p.numel() for p in source.model.parameters()) == sum(p.numel() for p in net.parameters())
+
+
+# --- inputs of other dtypes, batches of one size, and what is no classifier of one input -----------------------------------
+
+
+def small(dtype):
+    """A convolutional network for digits, in that dtype."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    return nn.Sequential(*layers).eval().to(dtype)
+
+
+def saved(path, network, *inputs, free=False):
+    """The network as a .pt2, exported for these inputs."""
+    dims = ({0: Dim("batch")},) if free else None
+    torch.export.save(export(network, inputs, dynamic_shapes=dims), path)
+    return path
+
+
+REAL = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize(("batch", "free"), [(1, False), (8, False), (2, True)])
+@pytest.mark.parametrize("dtype", REAL)
+def test_pixels_become_what_a_program_was_exported_for(tmp_path, dtype, batch, free):
+    network = small(dtype)
+    path = saved(tmp_path / "net.pt2", network, torch.rand(batch, 1, 8, 8, dtype=dtype), free=free)
+    source = open_model(str(path), normalize="mean=0.5,std=0.25")
+    x = torch.rand(11, 1, 8, 8)
+    logits, expected = source.model(x), network(((x - 0.5) / 0.25).to(dtype))
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits, expected)
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    name = str(dtype).removeprefix("torch.")
+    said = f"it was exported for inputs of {name}, so pixels are converted to that"
+    assert (said in source.notes) == (dtype != torch.float32)
+    doubled = copy.deepcopy(source.model).double()  # as bounds take it
+    torch.testing.assert_close(doubled(x.double()), copy.deepcopy(network).double()((x.double() - 0.5) / 0.25))
+
+
+class Pixels(nn.Module):
+    """Takes images as files have them, whole numbers up to 255."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(x.flatten(1).float() / 255)
+
+
+class Words(nn.Module):
+    """Takes numbers of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [(Pixels(), dtype) for dtype in (torch.uint8, torch.int8, torch.int32, torch.bool)] + [(Words(), torch.int64)],
+)
+def test_programs_for_whole_numbers_are_refused(tmp_path, network, dtype):
+    path = saved(tmp_path / "net.pt2", network, torch.zeros(2, 64, dtype=dtype))
+    text = (
+        f"{path}: its input must be of float16, bfloat16, float32 or float64, but got one of "
+        f"{str(dtype).removeprefix('torch.')}; export the network for float32 images in [0, 1], its conversion from other "
+        "numbers left out."
+    )
+    with refused(CheckpointError, text):
+        open_model(str(path))
+
+
+def test_programs_of_complex_numbers_are_refused(tmp_path):
+    path = saved(tmp_path / "net.pt2", nn.Linear(3, 2, dtype=torch.complex64), torch.zeros(2, 3, dtype=torch.complex64))
+    with refused(
+        CheckpointError,
+        f"{path} must hold tensors of real or whole numbers, but got weight of complex64; "
+        "give your code as py:MODULE:FACTORY.",
+    ):
+        open_model(str(path))
+
+
+class Returns(nn.Module):
+    """A network that returns what a function makes of its inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+X = torch.rand(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "text"),
+    [
+        (
+            lambda x, y: x + y,
+            (X, X),
+            "it must take one tensor, but got 2 inputs; export a network of one input, a batch.",
+        ),
+        (
+            lambda x, k: x * k,
+            (X, 2.0),
+            "it must take one tensor, but got an input of the kind constant_input; export a",
+        ),
+        (
+            lambda x: x.sin(),
+            (X[0, 0],),
+            "it must take a batch of inputs, but got an input without dimensions; export a",
+        ),
+        (lambda x: (x, x + 1), (X,), "it must return one tensor, but got 2 outputs; export a network that returns its"),
+        (lambda x: {"a": x, "b": x + 1}, (X,), "it must return one tensor, but got 2 outputs; export a network that"),
+        (
+            lambda x: (x, x.shape[0]),
+            (X,),
+            "it must return one tensor, but got 2 outputs; export a network that returns",
+        ),
+        (lambda _: 3, (X,), "it must return one tensor, but got an output that is no tensor; export a network that"),
+        (lambda _: None, (X,), "it must return one tensor, but got an output that is no tensor; export a network that"),
+    ],
+)
+def test_what_is_no_classifier_of_one_input(tmp_path, function, inputs, text):
+    path = saved(tmp_path / "net.pt2", Returns(function), *inputs)
+    with pytest.raises(CheckpointError) as caught:
+        open_model(str(path))
+    assert str(caught.value).startswith(f"{path}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_commands_take_programs_of_other_dtypes(tmp_path, dtype):
+    network, digits = small(dtype), load(DataConfig(name="digits"))
+    path = saved(tmp_path / "net.pt2", network, torch.rand(1, 1, 8, 8, dtype=dtype))
+    known = ("--normalize", "none")
+    judged = ("--data", "digits", "--samples", 12, "--threat", "linf:0.05")
+    attacked = pinch("attack", path, *judged, "--attack", "fgsm", "--curve", 0, *known, "--json")
+    assert attacked.status == 0, attacked.err
+    clean = (network(digits.x_test[:12].to(dtype)).argmax(1) == digits.y_test[:12]).double().mean()
+    assert json.loads(attacked.out)["clean_accuracy"] == pytest.approx(float(clean))
+    for command in (("profile", path), ("bound", path, *known), ("audit", path, *judged, "--quick", *known, "--json")):
+        out = () if command[0] != "audit" else ("--out", tmp_path / "audit")
+        said = pinch(*command, *out)
+        assert said.status == 0, said.err
+        assert "inputs of " in said.err
+
+
+def test_commands_refuse_programs_for_whole_numbers(tmp_path):
+    path = saved(tmp_path / "net.pt2", Pixels(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    judged = ("--data", "digits", "--normalize", "none")
+    for command in (("profile", path), ("bound", path), ("attack", path, *judged), ("audit", path, *judged)):
+        assert "but got one of uint8; export the network for float32 images" in pinch(*command).error

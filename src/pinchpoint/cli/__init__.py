@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.text import Text
 import pinchpoint
 from pinchpoint.cli import attack, audit, compress, reproduce, store, study, train, weights
 from pinchpoint.cli.options import err, out
-from pinchpoint.errors import ConfigError, PinchpointError
+from pinchpoint.errors import ConfigError, PinchpointError, PinchpointWarning
 
 __all__ = ["app", "err", "main", "out"]
 
@@ -58,10 +59,23 @@ _UsageError: Any = typer.BadParameter.__base__
 """What typer raises for options, values and commands that it cannot take."""
 
 
+def _tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Our own warnings are a sentence on stderr; all others stay as they are."""
+    if issubclass(category, PinchpointWarning):
+        err.print(f"warning: {message}", soft_wrap=True)
+    else:
+        _as_python(message, category, *where, **more)
+
+
+_as_python = warnings.showwarning
+
+
 def main() -> None:
     """Entry point: errors of the family, and of the command line itself, become one sentence and exit status 2."""
     try:
-        sys.exit(app(prog_name="pinchpoint", standalone_mode=False))
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            sys.exit(app(prog_name="pinchpoint", standalone_mode=False))
     except PinchpointError as error:
         said = error
     except _UsageError as error:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
 from pinchpoint.errors import ConfigError, DataError, StoreError, ThreatError
 from pinchpoint.records import ThreatNorm
+from pinchpoint.utils import config, numbers
 from pinchpoint.utils.model_names import MODEL_PREFIXES, unknown_model
-from pinchpoint.utils.numbers import threat
+from pinchpoint.utils.study_files import scaled_studies, study_files
 
 DATA_NAMES = ("digits", "mnist", "cifar10", "cifar100")
 DATA_KINDS = ("npz", "imagefolder", "imagenet", "huggingface", "torchvision")
 """Those of ``data.config``, likewise."""
+ENGINES = ("local", "ray", "slurm")
+ROW_SUFFIXES = (".parquet", ".csv", ".jsonl")
+SCHEMAS = ("study", "summary", "audit")
+"""Those of ``study.outputs``, likewise."""
 
 
 def data(text: str | None) -> str | None:
@@ -75,11 +80,22 @@ def threats(texts: list[str] | None) -> list[str] | None:
         ThreatError: for one that is not written so, or that is wider than the box.
     """
     for text in texts or ():
-        norm, eps = threat(text, get_args(ThreatNorm))
+        norm, eps = numbers.threat(text, get_args(ThreatNorm))
         if norm == "linf" and eps > 1.0:
             remedy = f"write linf:{eps:g}/255 where parts of 255 are meant"
             raise ThreatError("an l_inf budget in pixels from 0 to 1 is at most 1", text, remedy)
     return texts
+
+
+def normalisation(text: str | None) -> str | None:
+    """How inputs are normalised, in a word, or none.
+
+    Raises:
+        ConfigError: for what is no such word.
+    """
+    if text is not None:
+        numbers.normalisation(text)
+    return text
 
 
 def adversary(text: str | None) -> str | None:
@@ -116,6 +132,111 @@ def time(text: str | None) -> str | None:
 
     if text is not None:
         clock.seconds(text)
+    return text
+
+
+def study_file(path: Path) -> Path:
+    """A study file that can be read and is YAML; what it says is seen later.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    config.parsed(config.read_text(path, "a study file"), str(path))
+    return path
+
+
+def recipe(path: Path, values: Sequence[str]) -> None:
+    """A recipe that can be read, and values in place of its own; the data set they name may be there.
+
+    Raises:
+        ConfigError: for any other.
+        DataError: where the data set cannot be there.
+    """
+    content = config.parsed(config.read_text(path, "a recipe"), str(path))
+    given = config.assignments(values)
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        named = config.overridden(content, given, str(path)).get("data")
+        if isinstance(named, dict) and isinstance(named.get("name"), str):
+            data(named["name"])
+
+
+def overrides(values: list[str] | None) -> list[str] | None:
+    """Values to replace, written KEY=VALUE.
+
+    Raises:
+        ConfigError: for one that is not written so.
+    """
+    config.assignments(values or ())
+    return values
+
+
+def studies(texts: list[str]) -> list[str]:
+    """Study files, or names of studies that come with the package.
+
+    Raises:
+        ConfigError: for what is neither.
+    """
+    for text in texts:
+        if text not in study_files() and not there(text) and not Path(text).suffix:
+            rule = "a study must be a file, or the name of one that comes with the package"
+            raise ConfigError(rule, text, f"use one of: {', '.join(sorted(study_files()))}")
+    return texts
+
+
+def experiments(texts: list[str] | None) -> list[str] | None:
+    """Names of experiments that can be reproduced.
+
+    Raises:
+        ConfigError: for a name that none has.
+    """
+    known = scaled_studies()
+    for text in texts or ():
+        if text not in (*known, "all"):
+            raise ConfigError("an experiment must be known by name", text, f"use all, or of: {', '.join(known)}")
+    return texts
+
+
+def engine(text: str) -> str:
+    """A name of an engine.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if text not in ENGINES:
+        raise ConfigError("an engine must be known by name", text, "use local, ray or slurm")
+    return text
+
+
+def address(text: str | None, engine: str) -> None:
+    """Refuse an address for an engine that has none.
+
+    Raises:
+        ConfigError: for that.
+    """
+    if text is not None and engine != "ray":
+        raise ConfigError("an address is that of a Ray cluster", f"--engine {engine}", "add --engine ray")
+
+
+def rows_file(text: str) -> str:
+    """A file of a kind that rows can be written to.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if Path(text).suffix not in ROW_SUFFIXES:
+        rule = f"rows are written to {', '.join(ROW_SUFFIXES[:-1])} or {ROW_SUFFIXES[-1]}"
+        raise ConfigError(rule, Path(text).name, "give --out one of these endings")
+    return text
+
+
+def schema(text: str) -> str:
+    """A name of a schema.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if text not in SCHEMAS:
+        raise ConfigError("a schema must be known by name", text, f"use one of: {', '.join(SCHEMAS)}")
     return text
 
 

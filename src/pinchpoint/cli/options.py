@@ -39,6 +39,7 @@ InputSize = Annotated[
 Normalize = Annotated[
     str | None,
     typer.Option(
+        callback=checks.normalisation,
         help="What the network expects, where the model does not say: none, imagenet, or mean=...,std=....",
         show_default=False,
     ),
@@ -69,13 +70,22 @@ def folder(text: str | Path) -> Path:
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Values to replace, e.g. train.epochs=5 or seeds=[0].", show_default=False
+        metavar="KEY=VALUE",
+        callback=checks.overrides,
+        help="Values to replace, e.g. train.epochs=5 or seeds=[0].",
+        show_default=False,
     ),
 ]
 Scale = Annotated[str | None, typer.Option(help="One of the file's scales, e.g. quick.", show_default=False)]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", parser=folder, metavar="FOLDER", help="For stages and report. \\[default: runs/STUDY]"),
+    typer.Option(
+        "--out",
+        parser=folder,
+        callback=checks.output,
+        metavar="FOLDER",
+        help="For stages and report. \\[default: runs/STUDY]",
+    ),
 ]
 StoreAt = Annotated[
     str | None,
@@ -86,7 +96,7 @@ StoreAt = Annotated[
         help="Where stages are kept: a folder, or e.g. s3://BUCKET/PREFIX. \\[default: that of --out]",
     ),
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="local, ray or slurm.")]
+EngineName = Annotated[str, typer.Option("--engine", callback=checks.engine, help="local, ray or slurm.")]
 Address = Annotated[
     str | None, typer.Option(help="Of the Ray cluster: auto, or HOST:PORT; this machine where left out.")
 ]
@@ -97,7 +107,10 @@ Mirrors = Annotated[
     ),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Forget failures, and try again.")]
-File = Annotated[Path, typer.Argument(help="A study file (YAML). See the README for one.", show_default=False)]
+File = Annotated[
+    Path,
+    typer.Argument(callback=checks.study_file, help="A study file (YAML). See the README for one.", show_default=False),
+]
 
 
 class _Plain(Console):

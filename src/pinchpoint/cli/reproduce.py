@@ -13,15 +13,20 @@ import typer
 from rich import box
 from rich.table import Table
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import Address, EngineName, Json, Mirrors, Retry, Workers, err, folder, out, place
 from pinchpoint.cli.running import engine_of, run_study
+from pinchpoint.errors import ConfigError
 
 if TYPE_CHECKING:
     from pinchpoint.report.study.results import Entry
     from pinchpoint.study import Key, Store, StudyConfig
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="NAME", help="Experiments; all: every one.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME", callback=checks.experiments, help="Experiments; all: every one.", show_default=False
+    ),
 ]
 
 
@@ -30,7 +35,14 @@ def reproduce(
     list_them: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
     scale: Annotated[str, typer.Option(help="quick: minutes on two cores. paper: the original sizes.")] = "quick",
     out_dir: Annotated[
-        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="Has the store, and a folder for each.")
+        Path,
+        typer.Option(
+            "--out",
+            parser=folder,
+            callback=checks.output,
+            metavar="FOLDER",
+            help="Has the store, and a folder for each.",
+        ),
     ] = Path("runs/reproduce"),
     store_at: Annotated[
         str | None,
@@ -56,21 +68,21 @@ def reproduce(
 
     All share one store, so a model that several look at is trained once. What is finished is not done again.
     """
-    from pinchpoint.errors import ConfigError
+    if not (names or list_them or page):
+        raise ConfigError("reproduce needs the name of an experiment", "none", "see --list, or write all")
+    if page is not None:
+        _check_page(page)
+    checks.address(address, engine)
     from pinchpoint.study import catalogue
     from pinchpoint.study.config.catalogue import reproducible
     from pinchpoint.study.outputs.trackers import open_mirror
 
     known = reproducible()
-    wanted = _chosen(names or [], known)
+    wanted = known if "all" in (names or ()) else list(dict.fromkeys(names or ()))
     configs = {name: catalogue(name, scale) for name in wanted or known}
     if list_them:
         _show(configs, scale, as_json)
         return
-    if not wanted and page is None:
-        raise ConfigError("reproduce needs the name of an experiment", "none", "see --list, or write all")
-    if page is not None:
-        _check_page(page)
     store, mirrors, failed = store_at or out_dir / "store", [open_mirror(one) for one in mirror or []], 0
     for name in wanted:
         config = configs[name]
@@ -99,28 +111,12 @@ def reproduce(
         raise typer.Exit(2)
 
 
-def _chosen(names: list[str], known: list[str]) -> list[str]:
-    """The experiments that are meant, each once.
-
-    Raises:
-        ConfigError: for a name that none has.
-    """
-    from pinchpoint.errors import ConfigError
-
-    for name in names:
-        if name not in (*known, "all"):
-            raise ConfigError("an experiment must be known by name", name, f"use all, or of: {', '.join(known)}")
-    return known if "all" in names else list(dict.fromkeys(names))
-
-
 def _check_page(page: Path) -> None:
     """Refuse what no page can be, before anything is run for it.
 
     Raises:
         ConfigError: where it is a folder, or the folder it would lie in is not there.
     """
-    from pinchpoint.errors import ConfigError
-
     if page.is_dir():
         raise ConfigError("a page of results is a file", f"the folder {page}", "name a Markdown file in it")
     if not page.parent.is_dir():

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import err, out, say
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
     Raises:
         ConfigError: for a name that is unknown, or a package that is missing.
     """
-    from pinchpoint.errors import ConfigError
+    checks.address(address, checks.engine(name))
     from pinchpoint.study import Here, Processes, default_workers
 
-    if address is not None and name != "ray":
-        raise ConfigError("an address is that of a Ray cluster", f"--engine {name}", "add --engine ray")
     if name == "local":
         count = default_workers() if workers is None else workers
         return Here() if count == 1 else Processes(count)
@@ -36,11 +35,9 @@ def engine_of(name: str, workers: int | None, address: str | None) -> Engine:
         from pinchpoint.study.engines.ray import Ray
 
         return Ray(address, workers)
-    if name == "slurm":
-        from pinchpoint.study.engines.slurm import Slurm
+    from pinchpoint.study.engines.slurm import Slurm
 
-        return Slurm(workers)
-    raise ConfigError("an engine must be known by name", name, "use local, ray or slurm")
+    return Slurm(workers)
 
 
 def run_study(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import Json, folder, out, place
+from pinchpoint.utils.study_files import study_files
 
 if TYPE_CHECKING:
     from pinchpoint.study import StudyConfig
@@ -25,7 +27,10 @@ StoreAt = Annotated[
 Studies = Annotated[
     list[str],
     typer.Argument(
-        metavar="STUDY...", help="Study files, or names of studies that come with the package.", show_default=False
+        metavar="STUDY...",
+        callback=checks.studies,
+        help="Study files, or names of studies that come with the package.",
+        show_default=False,
     ),
 ]
 
@@ -37,6 +42,7 @@ def export(
         typer.Option(
             "--out",
             parser=place,
+            callback=checks.rows_file,
             metavar="FILE",
             help="The file, .parquet, .csv or .jsonl; or its address, e.g. s3://BUCKET/rows.csv.",
         ),
@@ -50,9 +56,8 @@ def export(
     The records of stages need no exporting: DuckDB and Polars read STORE/stages/KIND/*/record.parquet as they are.
     """
     from pinchpoint.study import open_store
-    from pinchpoint.study.outputs.export import check_suffix, rows_of, send, write
+    from pinchpoint.study.outputs.export import rows_of, send, write
 
-    check_suffix(out_file)
     rows = []
     for name in studies:
         config = _study(name, scale)
@@ -111,22 +116,21 @@ def gc(
 
 
 def schema(
-    what: Annotated[str, typer.Argument(help="study, summary or audit: which one to print.")] = "study",
+    what: Annotated[
+        str, typer.Argument(callback=checks.schema, help="study, summary or audit: which one to print.")
+    ] = "study",
     out_dir: Annotated[
         Path | None,
         typer.Option("--out", parser=folder, metavar="FOLDER", help="Write all of them here instead, NAME.json each."),
     ] = None,
 ) -> None:
     """Print the JSON schema of study files, of summary.json or of audit.json, for editors and other programs."""
-    from pinchpoint.errors import ConfigError
     from pinchpoint.study.outputs import schema as schemas
 
     if out_dir is not None:
         for path in schemas.write(out_dir):
             typer.echo(str(path))
         return
-    if what not in schemas.SCHEMAS:
-        raise ConfigError("a schema must be known by name", what, f"use one of: {', '.join(schemas.SCHEMAS)}")
     typer.echo(schemas.text_of(schemas.SCHEMAS[what]()), nl=False)
 
 
@@ -150,17 +154,5 @@ def _scales(name: str) -> list[StudyConfig]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a study of the catalogue is meant.
-
-    Raises:
-        ConfigError: where neither that nor a file is.
-    """
-    from pinchpoint.errors import ConfigError
-    from pinchpoint.study import names
-
-    if Path(name).exists():
-        return False
-    if name not in names() and not Path(name).suffix:
-        rule = "a study must be a file, or the name of one that comes with the package"
-        raise ConfigError(rule, name, f"use one of: {', '.join(names())}")
-    return name in names()
+    """Whether a study of the catalogue is meant; a file of that name comes first."""
+    return name in study_files() and not checks.there(name)

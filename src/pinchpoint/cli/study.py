@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pinchpoint.cli import checks
 from pinchpoint.cli.options import (
     Address,
     EngineName,
@@ -38,7 +39,8 @@ study_app = typer.Typer(
 
 def demo(
     out_dir: Annotated[
-        Path, typer.Option("--out", parser=folder, metavar="FOLDER", help="For stages and report.")
+        Path,
+        typer.Option("--out", parser=folder, callback=checks.output, metavar="FOLDER", help="For stages and report."),
     ] = Path("runs/demo"),
     workers: Workers = None,
     as_json: Json = False,
@@ -70,6 +72,7 @@ def study_run(
 
     Ctrl-C keeps what is finished; the same command goes on from there. Two such commands at once share the work.
     """
+    checks.address(address, engine)
     from pinchpoint.study.outputs.trackers import open_mirror
 
     config = _read(file, values, scale)

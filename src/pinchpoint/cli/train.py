@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pinchpoint.cli.options import Json, err
+from pinchpoint.cli import checks
+from pinchpoint.cli.options import Json, Normalize, err
 from pinchpoint.cli.progress import epochs
 
 
@@ -19,9 +20,9 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the file's.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and everything drawn.")] = 0,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint and training.json.")] = Path(
-        "runs/model"
-    ),
+    out_dir: Annotated[
+        Path, typer.Option("--out", callback=checks.output, help="Folder for the checkpoint and training.json.")
+    ] = Path("runs/model"),
     devices: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that share each batch (Lightning Fabric).")
     ] = 1,
@@ -32,6 +33,7 @@ def train(
             help="Machines that share each batch: the same command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK.",
         ),
     ] = 1,
+    normalize: Normalize = None,
     as_json: Json = False,
 ) -> None:
     """Train one model, as a recipe says: data, network, penalties, constraints, adversary, schedule.
@@ -40,11 +42,12 @@ def train(
     training.json. The state is saved every minute: what was interrupted, even by
     a kill, goes on from there and ends at the same weights. A study trains many models: [bold]pinchpoint study[/bold].
     """
+    checks.recipe(recipe, overrides or ())
     from pinchpoint.recipes.folder import produce, unfinished
     from pinchpoint.recipes.recipe import read_recipe
     from pinchpoint.utils.config import assignments
 
-    wanted = read_recipe(recipe, assignments(overrides or []))
+    wanted = read_recipe(recipe, assignments(overrides or []), normalize)
     try:
         with epochs(wanted.train.epochs) as watch:
             training, trained = produce(wanted, out_dir, seed=seed, devices=devices, nodes=nodes, watch=watch)

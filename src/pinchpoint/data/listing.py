@@ -55,7 +55,7 @@ PARTS: dict[str, Role] = {
 }
 """What people call the parts of a data set, in lower case."""
 
-NOT_PARTS = ("images", "unlabeled", "unlabelled", "extra", "labels", "annotations")
+NOT_PARTS = ("images", "unlabeled", "unlabelled", "unsupervised", "extra", "labels", "annotations")
 """What people call folders beside or around parts, which are no classes."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
 from pinchpoint.records import Norm
+from pinchpoint.utils.numbers import check_normalisation
 
 
 class NetworkConfig(BaseModel):
@@ -61,10 +62,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ModelError(
-                "mean and std need equal lengths and every std must be positive", f"{mean}, {std}", "fix them"
-            )
+        check_normalisation(mean, std)
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
-from pinchpoint.errors import ConfigError
-from pinchpoint.models.base import NetworkConfig
-
-WAYS = "none, imagenet or mean=0.5,0.5,0.5,std=0.25,0.25,0.25"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
-_NUMBERS = rf"\s*({_NUMBER}(?:[\s,]+{_NUMBER})*)\s*"
+from pinchpoint.models.base import NetworkConfig, Normalize
+from pinchpoint.utils.numbers import normalisation
 
 
 class Normalisation(NamedTuple):
@@ -25,6 +20,11 @@ class Normalisation(NamedTuple):
 
     def __str__(self) -> str:
         return "none" if self.mean is None or self.std is None else shown(self.mean, self.std)
+
+    @property
+    def explicit(self) -> Normalisation:
+        """None as mean 0 and std 1, for networks that have a normalisation of their own where nothing is given."""
+        return Normalisation((0.0,), (1.0,)) if self.mean is None else self
 
     def before(self, network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
         """The network with the normalisation in front, as ``normalize`` and ``network``.
@@ -38,9 +38,6 @@ class Normalisation(NamedTuple):
         return nn.Sequential(OrderedDict([("normalize", normalize), ("network", network)]))
 
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
 def parse_normalisation(text: str) -> Normalisation:
     """What a user writes after ``--normalize``.
 
@@ -50,14 +47,19 @@ def parse_normalisation(text: str) -> Normalisation:
     >>> parse_normalisation("none"), str(parse_normalisation("mean=.5,std=.25"))
     (Normalisation(mean=None, std=None), 'mean 0.5, std 0.25')
     """
-    named = {"none": Normalisation(), "imagenet": IMAGENET}
-    if text in named:
-        return named[text]
-    found = re.fullmatch(rf"mean={_NUMBERS}[,;\s]\s*std={_NUMBERS}", text)
-    if found is None:
-        raise ConfigError(f"a normalisation is {WAYS}", text or "an empty word", "write one of those")
-    mean, std = (tuple(map(float, re.findall(_NUMBER, numbers))) for numbers in found.groups())
-    return Normalisation(mean, std)
+    return Normalisation(*(normalisation(text) or ()))
+
+
+def normalisation_of(model: nn.Module) -> Normalisation:
+    """That of a network of ours, from the module in front of it.
+
+    >>> str(normalisation_of(Normalisation((0.5,), (0.25,)).before(nn.Identity(), (3, 4, 4))))
+    'mean 0.5, std 0.25'
+    """
+    normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
+    if normalize is None:
+        return Normalisation()
+    return Normalisation(tuple(normalize.mean.flatten().tolist()), tuple(normalize.std.flatten().tolist()))
 
 
 def shown(mean: Sequence[float], std: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from pinchpoint.errors import CheckpointError, ConfigError, DivergedError, Model
 from pinchpoint.evaluate import accuracy
 from pinchpoint.models import build
 from pinchpoint.models.checkpoint import CheckpointConfig, save
+from pinchpoint.models.normalisation import normalisation_of
 from pinchpoint.models.sources.open_model import Source
 from pinchpoint.recipes.recipe import Recipe, Watch, continue_training
 from pinchpoint.records import Compressed, Pruning, Skipped, Trained, Training
@@ -85,6 +86,7 @@ def produce(
             seed=seed,
             versions=versions(),
             machine=f"{machine()}, {engine.device.type}",
+            normalisation=str(normalisation_of(model)),
             training=training,
         )
     with writable(folder):

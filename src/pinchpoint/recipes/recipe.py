@@ -21,9 +21,10 @@ from pinchpoint.compress.penalties.sparsity import L1, Hoyer
 from pinchpoint.compress.penalties.spread import SpreadControl
 from pinchpoint.data import DataConfig
 from pinchpoint.data.load import AnyDataset
-from pinchpoint.errors import ConfigError
+from pinchpoint.errors import ConfigError, brief
 from pinchpoint.models import build
-from pinchpoint.models.build import AnyModelConfig, ModelConfig
+from pinchpoint.models.build import AnyModelConfig, LibraryConfig, ModelConfig, ZeroShotConfig
+from pinchpoint.models.normalisation import parse_normalisation
 from pinchpoint.recipes.adversarial import AdversarialConfig, OverfittingCheck, training_attack
 from pinchpoint.records import EpochRecord, Training
 from pinchpoint.train import TrainConfig, train
@@ -125,15 +126,44 @@ class Recipe(StrictModel):
         return self
 
 
-def read_recipe(path: Path, overrides: dict[str, object] | None = None) -> Recipe:
+def read_recipe(path: Path, overrides: dict[str, object] | None = None, normalize: str | None = None) -> Recipe:
     """A recipe from a YAML file, with values at dotted paths replaced.
+
+    Args:
+        path: the file.
+        overrides: values by dotted paths.
+        normalize: see ``normalised``; None: as the recipe says.
 
     Raises:
         ConfigError: where the file is missing, is not YAML, holds unknown keys or values that do not fit.
     """
     keys = ", ".join(Recipe.model_fields)
     content = mapping(read_text(path, "a recipe"), str(path), keys)
-    return validate(Recipe, overridden(content, overrides or {}, str(path)), str(path))
+    recipe = validate(Recipe, overridden(content, overrides or {}, str(path)), str(path))
+    return recipe if normalize is None else normalised(recipe, normalize)
+
+
+def normalised(recipe: Recipe, normalize: str) -> Recipe:
+    """The recipe with its network's inputs normalised as asked: the network has it in front, and so has its checkpoint.
+
+    Args:
+        recipe: one that gives no mean and std itself.
+        normalize: ``none``, ``imagenet`` or ``mean=...,std=...``, as everywhere.
+
+    Raises:
+        ConfigError: for any other word, or a recipe that says it already.
+
+    >>> normalised(Recipe(), "mean=0.5,std=0.25").model.std
+    (0.25,)
+    """
+    model = recipe.model
+    if model.mean is not None or model.std is not None:
+        said = f"model.mean {brief(model.mean)} and model.std {brief(model.std)} in it"
+        raise ConfigError("the recipe says how inputs are normalised", said, "leave --normalize out")
+    asked = parse_normalisation(normalize)
+    if isinstance(model, LibraryConfig | ZeroShotConfig):  # with nothing given, they take that of their library
+        asked = asked.explicit
+    return recipe.model_copy(update={"model": model.model_copy(update=asked._asdict())})
 
 
 @dataclass(frozen=True)

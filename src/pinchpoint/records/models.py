@@ -34,12 +34,14 @@ class Training(Record):
 
 
 class Trained(Record):
-    """A model trained on its own: the recipe and seed it came from, and how."""
+    """A model trained on its own: the recipe and seed it came from, and how. ``normalisation`` is what its network does to
+    inputs first; None in records from before it was written down."""
 
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
     machine: str
+    normalisation: str | None = None
     training: Training
 
 

@@ -49,18 +49,32 @@ def mapping(text: str, where: str, keys: str) -> dict[str, Any]:
     Raises:
         ConfigError: where it is not YAML, gives a key twice or holds something else.
     """
-    try:
-        content = yaml.load(text, Loader=_UniqueKeys)
-    except _YAML_ERRORS as error:
-        mark = getattr(error, "problem_mark", None)
-        said = (getattr(error, "context", None), getattr(error, "problem", None))
-        problem = ", ".join(filter(None, said)) or str(error)
-        seen = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
-        raise ConfigError(f"{where} must be YAML", seen, "mend the file there") from None
+    content = parsed(text, where)
     if not isinstance(content, dict):
         seen = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{where} must be a mapping with {keys}", seen, "see the README")
     return content
+
+
+def parsed(text: str, where: str) -> Any:
+    """What YAML text holds.
+
+    >>> parsed("[1, a]", "the file")
+    [1, 'a']
+
+    Raises:
+        ConfigError: where it is not YAML, is nested without end or gives a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        said = (getattr(error, "context", None), getattr(error, "problem", None))
+        problem = (
+            "too many brackets in brackets" if isinstance(error, RecursionError) else ", ".join(filter(None, said))
+        )
+        seen = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem or str(error)
+        raise ConfigError(f"{where} must be YAML", seen, "mend the file there") from None
 
 
 def overridden(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:

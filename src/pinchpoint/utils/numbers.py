@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from pinchpoint.errors import ThreatError
+from pinchpoint.errors import ConfigError, ModelError, ThreatError, brief
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
 """A power of ten has three digits at most: Fraction writes it out, and float64 ends at 308."""
@@ -50,6 +50,61 @@ def threat(text: str, norms: Sequence[str]) -> tuple[str, float]:
     if value < 0:
         raise ThreatError("eps must be zero or more", value, "give the budget in input units, for example 8/255")
     return norm, value
+
+
+NORMALISATIONS = "none, imagenet or mean=0.5,0.5,0.5,std=0.25,0.25,0.25"
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LARGEST_SCALE = 1e30
+"""Of means, stds and their inverses: far beyond any data, and far from where float32 ends."""
+
+
+def normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std of ``mean=...,std=...`` or ``imagenet``; None for ``none``.
+
+    Raises:
+        ConfigError: for anything else, and for numbers that normalise nothing.
+
+    >>> normalisation("mean=.5,std=1/4"), normalisation("none")
+    (((0.5,), (0.25,)), None)
+    """
+    if text in ("none", "imagenet"):
+        return _IMAGENET if text == "imagenet" else None
+    before, std_given, std_text = text.partition("std=")
+    mean_given, mean_text = before.startswith("mean="), before.removeprefix("mean=")
+    try:
+        if not (mean_given and std_given and mean_text[-1:] in (",", ";", " ")):
+            raise ValueError(text)
+        mean, std = (
+            tuple(number(part) for part in re.split(r"[\s,]+", numbers))
+            for numbers in (mean_text[:-1].rstrip(" ,;"), std_text.strip())
+        )
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ConfigError(
+            f"a normalisation is {NORMALISATIONS}", text or "an empty word", "write one of those"
+        ) from None
+    try:
+        check_normalisation(mean, std)
+    except ModelError as error:
+        raise ConfigError(error.rule, error.value, error.remedy) from None
+    return mean, std
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what normalises nothing: unequal lengths, a std of zero or less, numbers that float32 does not hold.
+
+    Raises:
+        ModelError: for that.
+
+    >>> check_normalisation((0.5,), (0.25,))
+    """
+    positive = all(1 / _LARGEST_SCALE <= value <= _LARGEST_SCALE for value in std)
+    if len(mean) == len(std) > 0 and positive and all(abs(value) <= _LARGEST_SCALE for value in mean):
+        return
+    raise ModelError(
+        f"mean and std need equal lengths and every std must be positive, all within {_LARGEST_SCALE:g}",
+        f"mean {brief(tuple(mean))} and std {brief(tuple(std))}",
+        "correct them",
+    )
 
 
 def budget(norm: str | None, eps: float | None) -> str:

@@ -37,6 +37,7 @@ DTYPES = {
     13: torch.bfloat16,
 }
 """By the numbers of the schema's ScalarType."""
+_NOT_TAKEN = {9: "complex32", 10: "complex64", 11: "complex128"}
 
 _STRIDED = 7
 _LONGEST_JSON = 2**26
@@ -103,6 +104,10 @@ def _read(path: Path, file: zipfile.ZipFile) -> Archive:
             if part not in raw:
                 raw[part] = bytearray(file.read(infos[f"data/{kind}/{part}"]))
                 stored += len(raw[part])
+            if payload["tensor_meta"]["dtype"] not in DTYPES:
+                rule = f"{path} must hold tensors of real or whole numbers"
+                seen = f"{name} of {dtype_name(payload['tensor_meta']['dtype'])}"
+                raise CheckpointError(rule, seen, "give your code as py:MODULE:FACTORY")
             tensor = _tensor(raw[part], payload["tensor_meta"])
             tensors[name] = torch.nn.Parameter(tensor, tensor.is_floating_point()) if payload["is_param"] else tensor
     check_shared(path, tensors, stored)
@@ -111,14 +116,25 @@ def _read(path: Path, file: zipfile.ZipFile) -> Archive:
 
 def _tensor(raw: bytearray, meta: Mapping[str, Any]) -> Tensor:
     """The numbers, in the strides they have; no tensor may have more of them than there are bytes for."""
-    if meta["layout"] != _STRIDED or meta["dtype"] not in DTYPES:
-        raise ValueError(f"a tensor of layout {meta['layout']} and type {meta['dtype']}")
+    if meta["layout"] != _STRIDED:
+        raise ValueError(f"a tensor of layout {meta['layout']}")
     dtype = DTYPES[meta["dtype"]]
     sizes, strides = ([_whole(size) for size in meta[key]] for key in ("sizes", "strides"))
     if math.prod(sizes) * dtype.itemsize > len(raw):
         raise ValueError(f"{math.prod(sizes)} numbers in {len(raw)} bytes")
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.as_strided(sizes, strides, _whole(meta["storage_offset"]))
+
+
+def dtype_name(number: int) -> str:
+    """The dtype of that number, as people write it.
+
+    >>> dtype_name(1), dtype_name(10), dtype_name(99)
+    ('uint8', 'complex64', 'type 99')
+    """
+    if number in DTYPES:
+        return str(DTYPES[number]).removeprefix("torch.")
+    return _NOT_TAKEN.get(number, f"type {number}")
 
 
 def _whole(size: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from pinchpoint.errors import ModelError
-from pinchpoint.models.export.archive import DTYPES, Archive
+from pinchpoint.models.export.archive import DTYPES, Archive, dtype_name
 from pinchpoint.models.export.layers import Layer, layer_of
 from pinchpoint.models.export.operations import IGNORED, operation
 
@@ -30,6 +30,7 @@ _MEMORY_FORMATS = {
 }
 _PLAIN = ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools", "as_strings")
 _REMEDY = "export model.eval(), without run_decompositions"
+_ONE_INPUT = "export a network of one input, a batch"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Graph:
         network: its modules named as its weights.
         batch: the number of samples it takes, None: any.
         shape: of one sample, None for a size that is free.
+        dtype: of its input; a floating point one.
     """
 
     network: fx.GraphModule
     batch: int | None
     shape: tuple[int | None, ...]
+    dtype: torch.dtype
 
 
 @dataclass
@@ -70,25 +73,33 @@ def read_graph(archive: Archive) -> Graph:
     if len(graph["nodes"]) > _MOST_NODES:
         raise ModelError(f"a graph may have {_MOST_NODES} nodes", len(graph["nodes"]), "export a smaller model")
     builder = _Builder(archive.tensors)
-    batch, shape = _inputs(builder, graph, signature["input_specs"])
+    batch, shape, dtype = _inputs(builder, graph, signature["input_specs"])
     for described in graph["nodes"]:
         if described["target"] not in IGNORED:
             _add(builder, described, graph["tensor_values"])
-    outputs = [next(iter(spec)) for spec in signature["output_specs"]]
-    if outputs != ["user_output"] or "as_tensor" not in graph["outputs"][0]:
-        raise ModelError("it must return one tensor and change nothing", ", ".join(outputs) or "nothing", _REMEDY)
+    _check_outputs(graph["outputs"], signature["output_specs"])
     builder.graph.output(builder.values[graph["outputs"][0]["as_tensor"]["name"]])
     for node in list(builder.graph.nodes):
         if not node.users and (node.op == "get_attr" or node is builder.device):
             builder.graph.erase_node(node)
     _furnish(builder)
-    return Graph(fx.GraphModule(builder.root, builder.graph).eval(), batch, shape)
+    return Graph(fx.GraphModule(builder.root, builder.graph).eval(), batch, shape, dtype)
+
+
+def _check_outputs(outputs: list[Mapping[str, Any]], specs: list[Mapping[str, Any]]) -> None:
+    """One tensor, and nothing written on the way."""
+    kinds = [next(iter(spec)) for spec in specs]
+    if changed := [kind for kind in kinds if kind != "user_output"]:
+        raise ModelError("it must return one tensor and change nothing", ", ".join(changed), _REMEDY)
+    if len(outputs) != 1 or "as_tensor" not in outputs[0]:
+        returned = f"{len(outputs)} outputs" if len(outputs) != 1 else "an output that is no tensor"
+        raise ModelError("it must return one tensor", returned, "export a network that returns its logits alone")
 
 
 def _inputs(
     builder: _Builder, graph: Mapping[str, Any], specs: list[Mapping[str, Any]]
-) -> tuple[int | None, tuple[int | None, ...]]:
-    """Parameters, buffers and constants are attributes; the one input of the user gives batch and shape."""
+) -> tuple[int | None, tuple[int | None, ...], torch.dtype]:
+    """Parameters, buffers and constants are attributes; the one input of the user gives batch, shape and dtype."""
     asked: list[str] = []
     for spec in specs:
         ((kind, content),) = spec.items()
@@ -100,13 +111,32 @@ def _inputs(
         elif kind == "user_input" and "as_tensor" in content["arg"]:
             asked.append(content["arg"]["as_tensor"]["name"])
         else:
-            raise ModelError("it must take one tensor", f"an input of the kind {kind}", _REMEDY)
+            raise ModelError("it must take one tensor", f"an input of the kind {kind}", _ONE_INPUT)
     if len(asked) != 1:
-        raise ModelError("it must take one tensor", f"{len(asked)} inputs", "export a network of one input")
+        raise ModelError("it must take one tensor", f"{len(asked)} inputs", _ONE_INPUT)
+    meta = graph["tensor_values"][asked[0]]
+    if not meta["sizes"]:
+        raise ModelError("it must take a batch of inputs", "an input without dimensions", _ONE_INPUT)
     builder.values[asked[0]] = x = builder.graph.placeholder("x")
     builder.device = builder.graph.call_function(getattr, (x, "device"))
-    batch, *shape = [_size(size) for size in graph["tensor_values"][asked[0]]["sizes"]]
-    return batch, tuple(shape)
+    batch, *shape = [_size(size) for size in meta["sizes"]]
+    return batch, tuple(shape), _real(meta["dtype"])
+
+
+def _real(number: int) -> torch.dtype:
+    """The dtype of an input, where pixels in [0, 1] can be given to it as they are.
+
+    Raises:
+        ModelError: for any other; whole numbers would leave nothing of pixels, and no gradient.
+    """
+    dtype = DTYPES.get(number)
+    if dtype is None or not dtype.is_floating_point:
+        raise ModelError(
+            "its input must be of float16, bfloat16, float32 or float64",
+            f"one of {dtype_name(number)}",
+            "export the network for float32 images in [0, 1], its conversion from other numbers left out",
+        )
+    return dtype
 
 
 def _size(size: Mapping[str, Any]) -> int | None:

@@ -35,6 +35,27 @@ class Chunked(nn.Module):
         return torch.cat([self.network(chunk) for chunk in full.split(self.size)])[: len(x)]
 
 
+class Converted(nn.Module):
+    """A network that takes inputs of the dtype it was exported for; they are converted to it, and with it.
+
+    >>> Converted(nn.Linear(2, 1).bfloat16(), torch.bfloat16)(torch.zeros(1, 2)).dtype
+    torch.bfloat16
+    >>> Converted(nn.Linear(2, 1).bfloat16(), torch.bfloat16).double()(torch.zeros(1, 2)).dtype
+    torch.float64
+    """
+
+    dtype: Tensor
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("dtype", torch.empty(0, dtype=dtype), persistent=False)  # goes where the weights go
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch outputs"]:
+        logits: Tensor = self.network(x.to(self.dtype.dtype))
+        return logits
+
+
 def from_exported(path: Path, input_size: tuple[int, ...] | None, asked: Normalisation | None) -> Source:
     """The program in the archive, rebuilt without running anything that is in it.
 
@@ -59,9 +80,14 @@ def from_exported(path: Path, input_size: tuple[int, ...] | None, asked: Normali
     network: nn.Module = graph.network
     if graph.batch is not None:
         chunked = Chunked(network, graph.batch)
-        if not _takes_others(network, chunked, shape):
+        if not _takes_others(network, chunked, shape, graph.dtype):
             network = chunked
             notes.append(f"it was exported for batches of {graph.batch}, so others run in chunks of {graph.batch}")
+    if graph.dtype != torch.float32:
+        network = Converted(network, graph.dtype)
+        notes.append(
+            f"it was exported for inputs of {str(graph.dtype).removeprefix('torch.')}, so pixels are converted to that"
+        )
     if asked is None:
         notes.append("the file does not say how inputs are normalised, so it is given pixels in [0, 1]")
     else:
@@ -114,7 +140,7 @@ def _check_memory(path: Path, graph: Graph, shape: tuple[int, ...]) -> None:
     }
     try:
         with torch.no_grad(), _Bytes():
-            functional_call(graph.network, state, torch.empty(batch, *shape, device="meta"))
+            functional_call(graph.network, state, torch.empty(batch, *shape, dtype=graph.dtype, device="meta"))
     except MemoryError:
         rule = f"{path} must run in {_MOST_BYTES / 1e9:g} GB for one batch of {batch}"
         raise CheckpointError(rule, "more", "export a smaller model, or one for batches of any size") from None
@@ -124,9 +150,9 @@ def _check_memory(path: Path, graph: Graph, shape: tuple[int, ...]) -> None:
         raise CheckpointError(rule, said, "export the model again") from None
 
 
-def _takes_others(network: nn.Module, chunked: Chunked, shape: tuple[int, ...]) -> bool:
+def _takes_others(network: nn.Module, chunked: Chunked, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether another size of the batch gives the same logits."""
-    x = torch.rand(3 if chunked.size != 3 else 2, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3 if chunked.size != 3 else 2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.inference_mode():
         try:
             expected, found = chunked(x.clone()), network(x.clone())

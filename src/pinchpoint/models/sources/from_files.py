@@ -8,10 +8,9 @@ from pathlib import Path
 
 from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.models import checkpoint
-from pinchpoint.models.base import Normalize
 from pinchpoint.models.build import CifarResNetConfig, build
 from pinchpoint.models.cifar_resnet import recognise
-from pinchpoint.models.normalisation import Normalisation, shown
+from pinchpoint.models.normalisation import Normalisation, normalisation_of
 from pinchpoint.models.sources.source import Source, by
 from pinchpoint.models.weights import put, read_tensors
 
@@ -31,8 +30,7 @@ def from_checkpoint(folder: Path, asked: Normalisation | None) -> Source:
     if asked is not None:
         raise ModelError("a checkpoint has its normalisation in it", str(asked), "leave --normalize out")
     model, config = checkpoint.load(folder)
-    normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
-    says = "none" if normalize is None else shown(normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+    says = str(normalisation_of(model))
     return Source(str(folder), model, config.input_shape, config.classes, config=config.model, normalisation=says)
 
 

@@ -45,7 +45,7 @@ def from_library(
         normalisation, given = Normalisation(entry.mean, entry.std), None
         notes.append(f"inputs are pixels in [0, 1], normalised as {library} says: {own}")
     else:
-        normalisation, given = asked, asked if asked.mean is not None else Normalisation((0.0,), (1.0,))
+        normalisation, given = asked, asked.explicit
         notes.append(f"inputs are normalised as asked: {normalisation}")
     if input_size is None:
         notes.append(f"the input size is {library}'s, {by(entry.input_shape)}; --input-size changes it")

@@ -13,7 +13,6 @@ import torch
 
 from pinchpoint.data.load import AnyDataset
 from pinchpoint.errors import ConfigError, DataError, ModelError
-from pinchpoint.models import normalisation
 from pinchpoint.models.normalisation import parse_normalisation
 from pinchpoint.models.sources.from_export import from_exported
 from pinchpoint.models.sources.from_files import from_checkpoint, from_weights
@@ -23,6 +22,7 @@ from pinchpoint.models.sources.source import Source, by, checked, resized
 from pinchpoint.models.zoo import LIBRARIES
 from pinchpoint.utils.model_names import WAYS, unknown_model
 from pinchpoint.utils.model_output import answer
+from pinchpoint.utils.numbers import NORMALISATIONS
 
 __all__ = ["Source", "fitting", "open_model", "parse_size", "with_known_normalisation"]
 
@@ -114,7 +114,7 @@ def with_known_normalisation(source: Source) -> Source:
         raise ConfigError(
             f"it must be known how the inputs of {source.name} are normalised",
             "nothing that says so",
-            f"give --normalize {normalisation.WAYS}",
+            f"give --normalize {NORMALISATIONS}",
         )
     return source
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.study.config.study import StudyConfig, parse
 from pinchpoint.utils.config import mapping
+from pinchpoint.utils.study_files import scaled_studies, study_files
 
 
 def names() -> list[str]:
@@ -17,12 +17,12 @@ def names() -> list[str]:
     >>> "demo" in names()
     True
     """
-    return sorted(_files())
+    return sorted(study_files())
 
 
 def reproducible() -> list[str]:
     """Those of the paper's experiments, and beyond: what has a scale."""
-    return [name for name in names() if scales(name)]
+    return scaled_studies()
 
 
 def catalogue(name: str, scale: str | None = None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
@@ -43,14 +43,9 @@ def scales(name: str) -> list[str]:
 
 
 def _text(name: str) -> str:
-    files = _files()
+    files = study_files()
     if name not in files:
         known = ", ".join(sorted(files))
         raise ConfigError("a study of the catalogue must be known by name", name, f"use one of: {known}")
     text: str = files[name].read_text(encoding="utf-8")
     return text
-
-
-def _files() -> dict[str, Any]:
-    folder = resources.files("pinchpoint.study") / "paper"
-    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pinchpoint.auditing import AuditConfig
+from pinchpoint.auditing.config import AuditConfig
 from pinchpoint.data import DataConfig
 from pinchpoint.errors import ConfigError
 from pinchpoint.models.build import ZeroShotConfig

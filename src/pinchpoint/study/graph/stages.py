@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from pinchpoint.auditing import AuditConfig, ThreatConfig
+from pinchpoint.auditing.config import AuditConfig, ThreatConfig
 from pinchpoint.records import STAGE_KINDS, ThreatNorm
 from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study.config.cell import Cell
