@@ -32,6 +32,7 @@ def shown(text: str) -> list[list[str]]:
 def _all_files_are_there(monkeypatch):
     """Pages name files of the reader's."""
     monkeypatch.setattr(checks, "there", lambda path: True)
+    monkeypatch.setattr(checks.config, "read_text", lambda path, what: "study: yours\n")
 
 
 def parse(words: list[str]) -> dict[str, Any]:

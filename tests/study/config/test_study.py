@@ -160,7 +160,7 @@ def test_missing_key_is_named(edited):
         ("title: 2020-13-45\n", "must be YAML, but got month must be in 1..12"),
         ("study: !!int x\n", "must be YAML, but got invalid literal for int()"),
         ("study: !!python/object:os.system {}\n", "could not determine a constructor for the tag"),
-        ("[" * 1000, "must be YAML, but got maximum recursion depth exceeded"),
+        ("[" * 1000, "must be YAML, but got too many brackets in brackets"),
         ("study: \x01\n", "unacceptable character #x0001"),
     ],
     ids=lambda value: repr(value)[:30],
