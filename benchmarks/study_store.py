@@ -22,7 +22,7 @@ import polars
 from benchmarks.common import peak_megabytes
 from pinchpoint.study import Plan, Stage, Store, StudyConfig, gather, parse, plan, run
 from pinchpoint.study.graph.stages import Kind
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 
 SEEDS = 5
 
@@ -110,7 +110,7 @@ def write(store: Store, kind: Kind, pattern: polars.DataFrame, planned: Plan) ->
         table = table.with_columns(result=judged(table, stages))
     path = store.root / "segments" / kind / "all.parquet"
     path.parent.mkdir(parents=True)
-    tables.write(table.cast(tables.schema(kind)), path)
+    parquet.write(table.cast(parquet.schema(kind)), path)
 
 
 def own(stages: Iterable[Stage]) -> list[polars.Series]:

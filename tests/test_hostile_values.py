@@ -10,8 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from pinchpoint.attack import Threat
-from pinchpoint.auditing import clock
-from pinchpoint.auditing import conditions as gate
+from pinchpoint.auditing import clock, conditions
 from pinchpoint.errors import ConfigError, ModelError, PinchpointError, ThreatError, brief, printable
 from pinchpoint.models import ModelConfig, build
 from pinchpoint.models.sources.open_model import open_model
@@ -45,7 +44,7 @@ def test_numbers_are_rounded_once(text):
 @pytest.mark.parametrize("sign", ["(", "not "])
 def test_nested_conditions_are_refused(sign):
     with pytest.raises(ConfigError, match="nests at most"):
-        gate.check(sign * 5000 + "clean_accuracy < 1")
+        conditions.check(sign * 5000 + "clean_accuracy < 1")
 
 
 def test_messages_cut_shared_and_deep_values():

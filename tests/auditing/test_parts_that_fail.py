@@ -13,7 +13,7 @@ import pinchpoint
 from pinchpoint.auditing import steps
 from pinchpoint.data.load import Dataset
 from pinchpoint.errors import PinchpointWarning
-from pinchpoint.report.audit import print_decisions as views
+from pinchpoint.report.audit import print_decisions
 from pinchpoint.report.audit.files import read, write
 
 
@@ -63,7 +63,7 @@ def test_more_outputs_than_classes_are_carried_through_and_a_failing_figure_cost
     def fails(*args: object) -> str:
         raise IndexError("tuple index out of range")
 
-    monkeypatch.setattr(views, "representations", fails)
+    monkeypatch.setattr(print_decisions, "representations", fails)
     with pytest.warns(PinchpointWarning, match="representations-linf is left out: IndexError"):
         rest = {path.name for path in write(report, tmp_path / "rest")}
     assert whole - rest == {name for name in whole if name.startswith("representations")}

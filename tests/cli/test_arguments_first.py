@@ -104,14 +104,14 @@ def test_wrong_arguments_are_refused_without_torch(files):
 
 
 def test_names_are_those_of_the_readers():
-    from pinchpoint.data import config as data
+    from pinchpoint.data import config
     from pinchpoint.models import zoo
     from pinchpoint.study.config.catalogue import names, scales
     from pinchpoint.study.outputs import export, schema
 
     assert set(model_names.MODEL_PREFIXES) == {*zoo.LIBRARIES, "py"}
-    assert set(checks.DATA_NAMES) == {"digits", *data.NPZ_NAMES}
-    assert set(checks.DATA_KINDS) == {"npz", *data.FILE_KINDS, "torchvision"}
+    assert set(checks.DATA_NAMES) == {"digits", *config.NPZ_NAMES}
+    assert set(checks.DATA_KINDS) == {"npz", *config.FILE_KINDS, "torchvision"}
     assert set(checks.ROW_SUFFIXES) == set(export._WRITERS)
     assert set(checks.SCHEMAS) == set(schema.SCHEMAS)
     assert scaled_studies() == [name for name in names() if scales(name)]

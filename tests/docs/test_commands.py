@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from pinchpoint.auditing import conditions as gate
+from pinchpoint.auditing import conditions
 from pinchpoint.cli import app, checks
 from pinchpoint.recipes.recipe import read_recipe
 
@@ -58,7 +58,7 @@ def test_commands_on_pages_can_be_read(page):
         if not set(words) & {"--install-completion", "--show-completion"}:
             condition = parse(words).get("fail_if")
             if condition is not None:
-                gate.check(condition)
+                conditions.check(condition)
 
 
 def test_a_command_that_is_not_there_is_found_out():
@@ -96,9 +96,9 @@ def test_the_workflow_is_valid_and_its_command_can_be_read():
     assert asked["model"] == "old/models/classifier"
     robust = "difference_robust_accuracy_linf"
     measured = {robust: -0.03, f"{robust}_high": -0.01, "difference_clean_accuracy": 0.0}
-    assert gate.holds(asked["fail_if"], measured)
-    assert not gate.holds(asked["fail_if"], {**measured, robust: -0.01})
-    assert not gate.holds(asked["fail_if"], {**measured, f"{robust}_high": 0.01})  # perhaps chance
+    assert conditions.holds(asked["fail_if"], measured)
+    assert not conditions.holds(asked["fail_if"], {**measured, robust: -0.01})
+    assert not conditions.holds(asked["fail_if"], {**measured, f"{robust}_high": 0.01})  # perhaps chance
 
 
 def test_recipes_on_howto_pages_are_valid(tmp_path):

@@ -10,8 +10,7 @@ import pinchpoint
 from pinchpoint.attack import Threat
 from pinchpoint.auditing import steps
 from pinchpoint.errors import ContradictionError
-from pinchpoint.evaluate import Samples, attack_certified, attack_sheet
-from pinchpoint.evaluate import named_attacks as sheet
+from pinchpoint.evaluate import Samples, attack_certified, attack_sheet, named_attacks
 from pinchpoint.evaluate.certified import chosen
 from pinchpoint.evaluate.named_attacks import Plan
 
@@ -54,7 +53,7 @@ def test_the_sheet_tells_how_many_and_stops_at_a_false_bound(linear, monkeypatch
     model, x, y, radii = linear
     plan = Plan("quick", certify_s=1.0, checks=False)
     assert attack_sheet(model, Samples(x, y), [Threat("linf", 0.2)], plan).threats[0].certified_attacked == 16
-    monkeypatch.setattr(sheet, "radii_from_margins", lambda *args: 2 * radii)
+    monkeypatch.setattr(named_attacks, "radii_from_margins", lambda *args: 2 * radii)
     with pytest.raises(ContradictionError, match="please report"):
         attack_sheet(model, Samples(x, y), [Threat("linf", 0.5)], plan)
 

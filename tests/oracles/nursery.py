@@ -118,13 +118,13 @@ def _drive(config: object, root: Path, workers: int) -> None:
 
     from oracles import pretend
     from pinchpoint.study import Store, run
-    from pinchpoint.study.engines import local as engine
+    from pinchpoint.study.engines import local
     from pinchpoint.study.stages import run as perform
 
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     fork = multiprocessing.get_context("fork")
-    engine.multiprocessing.get_context = lambda name: fork  # what was imported need not be again
+    local.multiprocessing.get_context = lambda name: fork  # what was imported need not be again
     if workers > 1:  # real workers are spawned; forked ones hang where polars has begun to read in their driver
         Store.check = lambda self, keys: None
     perform.perform, perform.check = pretend.perform, lambda cells: None

@@ -12,8 +12,7 @@ import pytest
 
 from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.records import AuditReport
-from pinchpoint.report.audit import compare, markdown
-from pinchpoint.report.audit import print_files as figures
+from pinchpoint.report.audit import compare, markdown, print_files
 from pinchpoint.report.audit.tables import Cell, Head, Table
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -58,7 +57,7 @@ def test_markdown_shows_foreign_text_as_it_is() -> None:
 
 
 def test_figures_are_well_formed_and_need_no_css_variables(report: AuditReport) -> None:
-    drawn = figures.drawn(report)
+    drawn = print_files.drawn(report)
     assert list(drawn) == [
         "budgets", "pinch-points", "layers-linf", "layers-l2", "decisions-linf-4", "decisions-linf-17",
         "representations-linf", "decisions-l2-4", "decisions-l2-17", "representations-l2",
@@ -73,7 +72,7 @@ def test_figures_are_well_formed_and_need_no_css_variables(report: AuditReport) 
 
 
 def test_figures_draw_what_is_on_record(report: AuditReport) -> None:
-    bars = ET.fromstring(figures.drawn(report)["pinch-points"])
+    bars = ET.fromstring(print_files.drawn(report)["pinch-points"])
     widths = [float(item.get("width", 0)) for item in bars.iter(f"{SVG}rect") if item.get("class") == "mark b"]
     expected = [point.share / report.pinch_points[0].share for point in report.pinch_points]
     assert len(widths) == 20
@@ -83,7 +82,7 @@ def test_figures_draw_what_is_on_record(report: AuditReport) -> None:
 
 
 def test_figures_are_written_as_svg_alone_where_pdf_is_not_wanted(report: AuditReport, tmp_path: Path) -> None:
-    paths = figures.write(report, tmp_path / "figures ü", pdf=False)
+    paths = print_files.write(report, tmp_path / "figures ü", pdf=False)
     assert {path.suffix for path in paths} == {".svg"}
     assert sorted(paths) == sorted((tmp_path / "figures ü").iterdir())
 
@@ -91,7 +90,7 @@ def test_figures_are_written_as_svg_alone_where_pdf_is_not_wanted(report: AuditR
 def test_figures_as_pdf(audits: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("cairosvg", reason="PDF needs the extra `paper`", exc_type=(ImportError, OSError))
     small = audits.report(("linf",), full=False)
-    paths = figures.write(small, tmp_path, pdf=True)
+    paths = print_files.write(small, tmp_path, pdf=True)
     assert [path.name for path in paths] == [
         "budgets.svg", "budgets.pdf", "pinch-points.svg", "pinch-points.pdf", "layers-linf.svg", "layers-linf.pdf",
     ]  # fmt: skip
@@ -106,14 +105,14 @@ def test_pdf_without_cairosvg_is_one_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cairosvg", None)
     with pytest.raises(ConfigError, match=r"need cairosvg and the cairo library.*pip install 'pinchpoint\[paper\]'"):
-        figures.write(report, tmp_path, pdf=True)
-    assert {path.suffix for path in figures.write(report, tmp_path)} == {".svg"}
+        print_files.write(report, tmp_path, pdf=True)
+    assert {path.suffix for path in print_files.write(report, tmp_path)} == {".svg"}
 
 
 def test_figures_below_a_file_are_one_sentence(report: AuditReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="the figures' folder must exist or be creatable"):
-        figures.write(report, tmp_path / "file" / "figures", pdf=False)
+        print_files.write(report, tmp_path / "file" / "figures", pdf=False)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ import pytest
 from oracles.pages import Outline, data_of
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
-from pinchpoint.report.study import page
-from pinchpoint.report.study import selectors as choices
+from pinchpoint.report.study import page, selectors
 
 Study = tuple[Summary, list[Run]]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -127,7 +126,7 @@ def test_both_ends_show_the_same_sample_whatever_the_order_and_a_seed_that_has_o
 def test_more_pictures_than_a_page_can_hold_are_cut_and_it_says_so(
     factory: ModuleType, study: Study, full: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (choices, page):
+    for module in (selectors, page):
         monkeypatch.setattr(module, "MOST_PICTURES", 4)
     cut = page.render(study[0], factory.pictured(study[1]))
     kept = [item for item in data_of(cut)["choices"] if item["exhibit"] == "decisions"]

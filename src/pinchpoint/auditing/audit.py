@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat
 from pinchpoint.attack.gradient import eval_mode
 from pinchpoint.attack.samples import check_samples, check_threats
-from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing import sentences
 from pinchpoint.auditing.clock import Clock, Told
 from pinchpoint.auditing.effort import Effort
 from pinchpoint.auditing.intervals import alike, paired
@@ -102,11 +102,11 @@ def audit(
         *standing, faced = alike((one.trials, other.trials), (one.felled, other.felled))
         if faced:
             row = paired("robust_accuracy", standing[0], standing[1], norm=threat.norm, eps=threat.eps)
-            rows.append(row.model_copy(update={"attacks": words.faced(faced)}))
+            rows.append(row.model_copy(update={"attacks": sentences.faced(faced)}))
         else:
             untested.append((threat, one.name, other.name))
     first, second = (report.subject.name for report in reports)
-    comparison = words.comparison(first, second if second != first else f"the other {second}", rows, untested)
+    comparison = sentences.comparison(first, second if second != first else f"the other {second}", rows, untested)
     return reports[0].model_copy(update={"comparison": comparison, "other": reports[1]})
 
 

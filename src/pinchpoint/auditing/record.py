@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing import sentences
 from pinchpoint.auditing.session import Work
 from pinchpoint.auditing.threat_session import Judging
 from pinchpoint.records import AuditReport, Samples, Subject, ThreatReport
@@ -36,7 +36,7 @@ def drawn_up(work: Work, command: str, budget: float | None) -> AuditReport:
             of=len(work.data.test),
             class_names=None if work.data.class_names is None else list(work.data.class_names),
         ),
-        verdict=words.verdict(work.clean, threats, work.profile, work.points),
+        verdict=sentences.verdict(work.clean, threats, work.profile, work.points),
         clean=work.clean,
         threats=threats,
         pinch_points=work.points,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pinchpoint.attack import Threat, followable, gradient_doubt
 from pinchpoint.attack.gradient import at_once
 from pinchpoint.auditing import images as examples
-from pinchpoint.auditing import sentences as words
+from pinchpoint.auditing import sentences
 from pinchpoint.auditing.advice import advise
 from pinchpoint.auditing.clock import Clock, TimeUp, until
 from pinchpoint.auditing.config import AuditConfig, ThreatConfig
@@ -259,7 +259,7 @@ class Work:
                 self.warnings.append(not_done("pictures", threat.norm, str(error)))
         if followed:
             self.points = pinch_points(self.profile, followed)
-            self.clock.say(words.pinched(self.points))
+            self.clock.say(sentences.pinched(self.points))
         self.clock.done("mechanism", f"{looked} samples followed through the network")
 
     def _fool(self, threat: Threat) -> None:

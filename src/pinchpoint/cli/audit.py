@@ -88,8 +88,7 @@ def audit(
     difference_robust_accuracy_linf (with --against), each also with _low or
     _high behind for an end of its 95 % interval, joined by and, or, not.
     """
-    from pinchpoint.auditing import clock
-    from pinchpoint.auditing import conditions as gate
+    from pinchpoint.auditing import clock, conditions
     from pinchpoint.auditing.audit import audit as run
     from pinchpoint.auditing.audit import parsed
     from pinchpoint.data.config import DataConfig
@@ -97,7 +96,7 @@ def audit(
     from pinchpoint.report.audit.files import check_folder, write
 
     if fail_if is not None:
-        gate.check(fail_if)
+        conditions.check(fail_if)
     seconds = None if budget is None else clock.seconds(budget)
     threats = parsed(threat or ["linf:8/255"])
     check_folder(out_dir)
@@ -123,7 +122,7 @@ def audit(
         typer.echo(report.model_dump_json())
     else:
         _show(report, written)
-    if fail_if is not None and gate.holds(fail_if, gate.numbers(report)):
+    if fail_if is not None and conditions.holds(fail_if, conditions.numbers(report)):
         err.print(f"Failed: {fail_if}", soft_wrap=True)
         raise typer.Exit(FAILED)
 

@@ -119,10 +119,10 @@ def model(text: str | None) -> str | None:
 
 def condition(text: str | None) -> str | None:
     """A condition of --fail-if, or none."""
-    from pinchpoint.auditing import conditions as gate
+    from pinchpoint.auditing import conditions
 
     if text is not None:
-        gate.check(text)
+        conditions.check(text)
     return text
 
 

@@ -16,9 +16,7 @@ from torch import nn
 from oracles import alignment as oracle
 from oracles.as_user import refused
 from oracles.matrices import KINDS, SCALES, make, matrices
-from pinchpoint.bound.masked import enumeration as enumerate_linf
-from pinchpoint.bound.masked import l2 as masked_l2
-from pinchpoint.bound.masked import linf as masked_linf
+from pinchpoint.bound.masked import enumeration, l2, linf
 from pinchpoint.bound.masked.norm import masked_norm
 from pinchpoint.bound.methods.alignment import alignment
 from pinchpoint.errors import ModelError
@@ -58,11 +56,11 @@ def test_without_enumeration_the_bracket_still_holds(pair, norm):
     first, second = pair
     truth = oracle.masked_norm(first, second, norm)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_linf, "MAX_UNITS", 0)
-        patch.setattr(enumerate_linf, "MAX_INPUTS", 0)
-        patch.setattr(masked_l2, "MAX_UNITS", 0)
+        patch.setattr(linf, "MAX_UNITS", 0)
+        patch.setattr(enumeration, "MAX_INPUTS", 0)
+        patch.setattr(l2, "MAX_UNITS", 0)
         found = measured(first, second, norm)
-        patch.setattr(masked_l2, "SMALL", 0)
+        patch.setattr(l2, "SMALL", 0)
         large = measured(first, second, norm)
     for one in (found, large):
         assert one.lower <= truth * ROUNDING
@@ -142,9 +140,9 @@ def semidefinite(a, b):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("small", [256, 0])
 def test_scaling_reaches_the_semidefinite_value(seed, small, monkeypatch):
-    monkeypatch.setattr(masked_l2, "SMALL", small)
+    monkeypatch.setattr(l2, "SMALL", small)
     a, b = make("random", 6, 6, seed=seed), make("random", 6, 6, seed=seed + 100)
-    found = masked_l2.scaling_bound(torch.from_numpy(a), torch.from_numpy(b))
+    found = l2.scaling_bound(torch.from_numpy(a), torch.from_numpy(b))
     expected = semidefinite(a, b)
     assert found >= expected * (1 - 1e-6)
     assert found == pytest.approx(expected, rel=1e-3)
@@ -157,7 +155,7 @@ def test_thin_layers_of_many_units():
     truth = max(float(np.abs((second * mask) @ first).sum(axis=1).max()) for mask in oracle.all_masks(len(first)))
     units = measured(first, second, "linf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_linf, "MAX_UNITS", 0)
+        patch.setattr(linf, "MAX_UNITS", 0)
         inputs = measured(first, second, "linf")
     assert (units.method, inputs.method) == ("enumeration of units", "enumeration of input signs")
     for found in (units, inputs):
@@ -170,9 +168,9 @@ def test_thin_layers_of_many_units():
 def test_work_that_runs_out_leaves_a_bound_and_says_so(monkeypatch):
     first, second = make("random", 12, 7, seed=3), make("random", 6, 12, seed=4)
     truth = oracle.masked_norm(first, second, "linf")
-    monkeypatch.setattr(enumerate_linf, "WORK", 0)
-    monkeypatch.setattr(enumerate_linf, "CHUNK", 1)
-    monkeypatch.setattr(masked_linf, "_ascend", lambda *_: 0.0)
+    monkeypatch.setattr(enumeration, "WORK", 0)
+    monkeypatch.setattr(enumeration, "CHUNK", 1)
+    monkeypatch.setattr(linf, "_ascend", lambda *_: 0.0)
     found = measured(first, second, "linf")
     assert not found.exact
     assert found.method == "partial enumeration of units"
@@ -206,9 +204,9 @@ def test_dead_units_and_zero_layers():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_units_so_weak_that_squares_vanish(norm, monkeypatch):
-    monkeypatch.setattr(masked_linf, "MAX_UNITS", 0)
-    monkeypatch.setattr(enumerate_linf, "MAX_INPUTS", 0)
-    monkeypatch.setattr(masked_l2, "MAX_UNITS", 0)
+    monkeypatch.setattr(linf, "MAX_UNITS", 0)
+    monkeypatch.setattr(enumeration, "MAX_INPUTS", 0)
+    monkeypatch.setattr(l2, "MAX_UNITS", 0)
     first, second = make("random", 4, 4, seed=0), make("random", 4, 4, seed=1)
     first[1], second[:, 1], first[2] = first[1] * 1e-200, second[:, 1] * 1e-200, first[2] * 1e-300
     found, truth = measured(first, second, norm), oracle.masked_norm(first, second, norm)

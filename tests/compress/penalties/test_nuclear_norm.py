@@ -11,7 +11,7 @@ from torch import nn
 
 from oracles.as_user import refused
 from pinchpoint.compress import NuclearNorm
-from pinchpoint.compress.penalties import polar as polar_module
+from pinchpoint.compress.penalties import polar
 from pinchpoint.compress.penalties.polar import HEAD, SPARE, PolarMemory, polar_factor
 from pinchpoint.errors import CheckpointError, ConfigError
 
@@ -111,8 +111,8 @@ def test_a_collapsed_tail_is_pushed_along_itself_and_the_head_followed():
 def test_refreshes_come_often_at_first(monkeypatch):
     """At every step up to 16, after an eighth of the steps so far then, after 60 at last."""
     seen = []
-    eigen = polar_module._eigen
-    monkeypatch.setattr(polar_module, "_eigen", lambda wide: seen.append(memory.steps) or eigen(wide))
+    eigen = polar._eigen
+    monkeypatch.setattr(polar, "_eigen", lambda wide: seen.append(memory.steps) or eigen(wide))
     memory, matrix = PolarMemory(), torch.eye(HEAD + 2)
     for _ in range(1000):
         memory.factor(matrix, refresh=60)

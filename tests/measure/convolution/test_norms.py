@@ -16,7 +16,7 @@ from oracles.as_user import refused
 from oracles.compressibility import row_norms, singular_values
 from oracles.convolutions import jacobian, modules
 from pinchpoint.errors import ModelError
-from pinchpoint.measure.convolution import norms as convolution_norms
+from pinchpoint.measure.convolution import norms
 from pinchpoint.measure.convolution.gram import SlicedGram
 from pinchpoint.measure.convolution.norms import convolution_l2, convolution_linf
 from pinchpoint.measure.convolution.operator import Convolution, convolution
@@ -26,7 +26,7 @@ from pinchpoint.measure.convolution.symbol import group_norms, largest_norm, sym
 @pytest.fixture
 def _no_small_matrices(monkeypatch):
     """Tori and Cholesky factors have to do it all."""
-    monkeypatch.setattr(convolution_norms, "_MATRIX_SIDE", 0)
+    monkeypatch.setattr(norms, "_MATRIX_SIDE", 0)
 
 
 def _l2(module, op) -> float:

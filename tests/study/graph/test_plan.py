@@ -8,7 +8,7 @@ import pytest
 
 from pinchpoint.errors import ConfigError
 from pinchpoint.study import parse, plan
-from pinchpoint.study.graph import stages as graph
+from pinchpoint.study.graph import stages
 
 
 def test_plan_runs_a_model_once_that_fills_two_places(finished):
@@ -67,8 +67,8 @@ def test_waiting_is_what_lacks_a_stage(finished):
 
 
 def test_one_id_for_two_configurations_is_one_sentence(tiny, monkeypatch):
-    sha = graph._sha
-    monkeypatch.setattr(graph, "_sha", lambda content: b"\0" * 8 + sha(content)[8:])
+    sha = stages._sha
+    monkeypatch.setattr(stages, "_sha", lambda content: b"\0" * 8 + sha(content)[8:])
     with pytest.raises(ConfigError) as caught:
         plan(tiny)
     assert str(caught.value) == (

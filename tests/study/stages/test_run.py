@@ -14,7 +14,7 @@ from pinchpoint.models.checkpoint import load as load_checkpoint
 from pinchpoint.records import SCHEMA_VERSION, STORE_SCHEMA
 from pinchpoint.study import Here, Plan, Store, StudyConfig, finished_runs, parse, plan, run
 from pinchpoint.study.engines.driver import drive
-from pinchpoint.study.stages import models as making
+from pinchpoint.study.stages import models
 from pinchpoint.study.stages.run import check, perform
 from pinchpoint.utils.provenance import versions
 
@@ -123,7 +123,7 @@ def test_constant_frobenius_keeps_the_norm_of_the_encoder(edited, tmp_path, numb
 
 
 def test_finished_stage_is_not_done_again(finished, monkeypatch):
-    monkeypatch.setattr(making, "train", lambda *args: pytest.fail("done again"))
+    monkeypatch.setattr(models, "train", lambda *args: pytest.fail("done again"))
     stage = finished.plan.stages[finished.plan.tasks[0].model]
     before = {path: path.stat().st_mtime_ns for path in finished.store.folder(stage.key).iterdir()}
     assert perform(stage, finished.store) is None
@@ -150,7 +150,7 @@ def test_full_disk_while_the_weights_are_written_is_one_sentence(tiny, tmp_path,
     def full(*args: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(making, "save", full)
+    monkeypatch.setattr(models, "save", full)
     planned = plan(tiny)
     with pytest.raises(StoreError, match=r"must be writable, but got I/O error: No space left on device"):
         drive(planned.stages, Store(tmp_path), Here(), perform)
@@ -189,7 +189,7 @@ def test_a_stage_that_does_not_fit_into_memory_is_told_and_not_kept(edited, tmp_
     def large(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB.\nmore lines")
 
-    monkeypatch.setattr(making, "train", large)
+    monkeypatch.setattr(models, "train", large)
     config, planned = one(edited)
     (failure,) = run(config, Store(tmp_path))
     assert failure.reason == (

@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from pinchpoint.records import STAGE_KINDS, StageRecord
 from pinchpoint.records.base import Record
-from pinchpoint.study.store import columns
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import columns, parquet
 
 
 class Inner(Record):
@@ -101,8 +100,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 def there_and_back(kind: str, records: list[StageRecord], path) -> list[StageRecord]:
-    tables.write(tables.frame(kind, records), path)
-    return tables.records(kind, tables.read(kind, [path]))
+    parquet.write(parquet.frame(kind, records), path)
+    return parquet.records(kind, parquet.read(kind, [path]))
 
 
 @given(chances)

@@ -7,24 +7,24 @@ import pytest
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import STAGE_KINDS
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 
 
 @pytest.mark.parametrize("kind", STAGE_KINDS)
 def test_no_record_makes_a_table_with_all_columns(kind, tmp_path):
-    table = tables.read(kind, [])
+    table = parquet.read(kind, [])
     assert table.is_empty()
-    assert table.schema == polars.Schema(tables.schema(kind)) == tables.frame(kind, []).schema
-    assert tables.records(kind, table) == []
+    assert table.schema == polars.Schema(parquet.schema(kind)) == parquet.frame(kind, []).schema
+    assert parquet.records(kind, table) == []
 
 
 def test_columns_are_the_same_whether_stages_were_done_or_not(finished):
     for kind in {key[0] for key in finished.records}:
         record = next(record for key, record in finished.records.items() if key[0] == kind)
         skipped = record.model_copy(update={"status": "skipped", "reason": "x", "result": None})
-        one, other = tables.frame(kind, [record]), tables.frame(kind, [skipped])
+        one, other = parquet.frame(kind, [record]), parquet.frame(kind, [skipped])
         assert one.schema == other.schema
-        assert tables.records(kind, polars.concat([one, other])) == [record, skipped]
+        assert parquet.records(kind, polars.concat([one, other])) == [record, skipped]
 
 
 def test_any_reader_of_parquet_sees_numbers_in_columns(finished):
@@ -40,9 +40,9 @@ def test_any_reader_of_parquet_sees_numbers_in_columns(finished):
 def test_a_file_without_the_right_to_be_read_is_one_sentence(tmp_path):
     (tmp_path / "stage").mkdir()
     with pytest.raises(StoreError, match=r"a stage's record must be readable, but got .*stage "):
-        tables.read("train", [tmp_path / "stage"])
+        parquet.read("train", [tmp_path / "stage"])
     with pytest.raises(StoreError, match=r"a stage's record must be readable, but got .*No such file"):
-        tables.read("train", [tmp_path / "none" / "record.parquet"])
+        parquet.read("train", [tmp_path / "none" / "record.parquet"])
 
 
 def test_odd_letters_in_paths_are_only_letters(finished, tmp_path):
@@ -50,5 +50,5 @@ def test_odd_letters_in_paths_are_only_letters(finished, tmp_path):
     record = next(record for key, record in finished.records.items() if key[0] == "bound")
     path = tmp_path / "a=1" / "[b]*?" / "record.parquet"
     path.parent.mkdir(parents=True)
-    tables.write(tables.frame("bound", [record]), path)
-    assert tables.records("bound", tables.read("bound", [path])) == [record]
+    parquet.write(parquet.frame("bound", [record]), path)
+    assert parquet.records("bound", parquet.read("bound", [path])) == [record]

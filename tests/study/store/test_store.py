@@ -16,7 +16,7 @@ from oracles.stores import add, everything
 from pinchpoint.errors import ModelError
 from pinchpoint.records import StageRecord
 from pinchpoint.study import Store
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 from pinchpoint.study.store.store import mark
 
 HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
@@ -179,13 +179,13 @@ def test_a_record_is_looked_for_in_its_own_segment_alone(finished, tmp_path, mon
     paths = sorted((tmp_path / "segments" / "train").glob("*.parquet"))
     assert len(paths) == len(records) > 2
     whole: list[Path] = []
-    read = tables.read
+    read = parquet.read
 
     def watched(kind, files, columns=()):
         whole.extend([] if columns else files)
         return read(kind, files, columns)
 
-    monkeypatch.setattr(tables, "read", watched)
+    monkeypatch.setattr(parquet, "read", watched)
     assert store.load([("train", records[1].id)]) == {("train", records[1].id): records[1]}
     assert len(whole) == 1
     assert whole[0] in paths

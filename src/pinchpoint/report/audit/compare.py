@@ -9,9 +9,8 @@ from pathlib import Path
 from pinchpoint.errors import StoreError
 from pinchpoint.records import AuditReport, ThreatNorm, ThreatReport
 from pinchpoint.records.base import NORM_NAMES
-from pinchpoint.report import html as sheet
-from pinchpoint.report.audit import figures as panels
-from pinchpoint.report.audit import text as words
+from pinchpoint.report import html
+from pinchpoint.report.audit import figures, text
 from pinchpoint.report.audit.page import warnings
 from pinchpoint.report.audit.tables import Cell, Head, Table, accuracy_cell, groups
 from pinchpoint.report.audit.terms import TERMS, address, docs
@@ -57,7 +56,7 @@ def side_by_side(reports: Sequence[AuditReport], links: Sequence[str] | None = N
     ]
     for norm, eps in threats:
         heads += [
-            Head("robust", "robust_accuracy", group=words.threat(norm, eps)),
+            Head("robust", "robust_accuracy", group=text.threat(norm, eps)),
             Head("universal", "universal_accuracy"),
             Head("certified", "certified_accuracy"),
         ]
@@ -92,7 +91,7 @@ def pinch_points(reports: Sequence[AuditReport]) -> Table:
     rows = []
     for place, (report, name) in enumerate(zip(reports, names(reports), strict=True)):
         first = [
-            Cell(point.layer, point.share, small=f"{words.percent(point.share)} of the risk")
+            Cell(point.layer, point.share, small=f"{text.percent(point.share)} of the risk")
             for point in report.pinch_points[:_RANKS]
         ]
         rows.append([Cell(name, place), *first, *[Cell("–")] * (_RANKS - len(first))])
@@ -106,7 +105,7 @@ def differences(reports: Sequence[AuditReport]) -> list[str]:
         ("data", {report.data.name for report in reports}),
         ("numbers of samples", {str(report.data.count) for report in reports}),
         ("seeds", {str(report.seed) for report in reports}),
-        ("threats", {", ".join(words.threat(item.norm, item.eps) for item in report.threats) for report in reports}),
+        ("threats", {", ".join(text.threat(item.norm, item.eps) for item in report.threats) for report in reports}),
     ):
         if len(values) > 1:
             found.append(f"The audits used different {what}: {'; '.join(sorted(values))}.")
@@ -114,7 +113,7 @@ def differences(reports: Sequence[AuditReport]) -> list[str]:
         under = [item for report in reports if (item := _under(report, norm, eps)) is not None]
         attacks = {item.attack for item in under}
         judged = {str(item.robust.of) for item in under}
-        threat = words.threat(norm, eps)
+        threat = text.threat(norm, eps)
         if len(attacks) > 1:
             found.append(f"Models faced different attacks under {threat}: {'; '.join(sorted(attacks))}.")
         if len(judged) > 1:
@@ -128,10 +127,10 @@ def exhibits(reports: Sequence[AuditReport]) -> dict[str, Exhibit]:
     judged = {item.norm for report in reports for item in report.threats if item.curve}
     felt = {item.norm for report in reports for item in report.mechanism}
     curves = [
-        panels.curve(norm, [(name, one.threats) for name, one in called]) for norm in NORM_NAMES if norm in judged
+        figures.curve(norm, [(name, one.threats) for name, one in called]) for norm in NORM_NAMES if norm in judged
     ]
     grown = [
-        panels.amplification(norm, [(name, one.mechanism) for name, one in called])
+        figures.amplification(norm, [(name, one.mechanism) for name, one in called])
         for norm in NORM_NAMES
         if norm in felt
     ]
@@ -155,7 +154,7 @@ def page(reports: Sequence[AuditReport], links: Sequence[str] | None = None) -> 
             "a comparison needs at least one audit", "none", "name folders that `pinchpoint audit --out` wrote"
         )
     shown = exhibits(reports)
-    return sheet.fill(
+    return html.fill(
         "audit_compare.html.j2",
         contents(shown, palette.dark_of(1)),
         pack_above=_PACK_ABOVE,
@@ -177,4 +176,4 @@ def write(reports: Sequence[AuditReport], path: Path, links: Sequence[str] | Non
     Raises:
         StoreError: there are no audits, or the folder cannot be made or written.
     """
-    return sheet.put(page(reports, links), path)
+    return html.put(page(reports, links), path)

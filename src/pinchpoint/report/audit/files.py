@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from pinchpoint.errors import StoreError
 from pinchpoint.records import REPORT_SCHEMA, AuditReport
 from pinchpoint.report.attempt import attempt
-from pinchpoint.report.audit import markdown, page
-from pinchpoint.report.audit import print_files as figures
+from pinchpoint.report.audit import markdown, page, print_files
 from pinchpoint.report.html import put
 
 PAGE, TEXT, RECORD, FIGURES = "report.html", "report.md", "audit.json", "figures"
@@ -48,7 +47,7 @@ def write(report: AuditReport, folder: Path) -> list[Path]:
     """
     # what was found out is kept before anything is drawn from it
     record = put(report.model_dump_json(indent=1) + "\n", folder / RECORD)
-    drawn = figures.write(report, folder / FIGURES)
+    drawn = print_files.write(report, folder / FIGURES)
     text: list[Path] = attempt(TEXT, lambda: [put(markdown.text(report), folder / TEXT)], [])
     shown: list[Path] = attempt(PAGE, lambda: [page.write(report, folder / PAGE)], [])
     return [*shown, *text, record, *drawn]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pinchpoint.records import AuditReport, Example, ThreatNorm
-from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit import text
 from pinchpoint.report.class_names import called
 
 _SMALL = 64
@@ -84,7 +84,7 @@ def _strips(report: AuditReport, norm: ThreatNorm) -> list[Strip]:
 
 def gallery(report: AuditReport, most: int) -> Gallery:
     """All strips whose images fit into ``most`` characters together, taken from all threats in turn."""
-    threats = [(words.threat(item.norm, item.eps), _strips(report, item.norm)) for item in report.threats]
+    threats = [(text.threat(item.norm, item.eps), _strips(report, item.norm)) for item in report.threats]
     kept: dict[str, list[Strip]] = {title: [] for title, _ in threats}
     room, left_out = most, 0
     for place in range(max((len(strips) for _, strips in threats), default=0)):

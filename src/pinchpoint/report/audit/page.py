@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pinchpoint.records import Advice, AuditReport, Pictures
-from pinchpoint.report import html as sheet
+from pinchpoint.report import html
 from pinchpoint.report.attempt import attempt
-from pinchpoint.report.audit import figures as panels
-from pinchpoint.report.audit import tables
+from pinchpoint.report.audit import figures, tables
 from pinchpoint.report.audit import text as words
 from pinchpoint.report.audit.gallery import gallery
 from pinchpoint.report.audit.terms import TERMS, address, docs
@@ -32,7 +31,7 @@ VERDICT = ("How compressible", "How robust", "Which layers pinch")
 
 def exhibits(report: AuditReport) -> dict[str, Exhibit]:
     """The numbered figures by name, in the order of the page; those with nothing to draw are left out."""
-    models = panels.named(report)
+    models = figures.named(report)
     norms = [item.norm for item in report.threats if item.curve]
     felt = [item.norm for item in report.mechanism]
     names, pinched = report.data.class_names, report.pinch_points
@@ -40,20 +39,20 @@ def exhibits(report: AuditReport) -> dict[str, Exhibit]:
         (
             "curve",
             "Robust accuracy against the budget",
-            lambda: [panels.curve(norm, [(name, one.threats) for name, one in models]) for norm in norms],
+            lambda: [figures.curve(norm, [(name, one.threats) for name, one in models]) for norm in norms],
             list,
         ),
         (
             "ranking",
             "Pinch points",
-            lambda: [panels.shares(pinched), panels.gains(pinched)] if pinched else [],
+            lambda: [figures.shares(pinched), figures.gains(pinched)] if pinched else [],
             list,
         ),
-        ("alignment", "Where perturbations point", lambda: [panels.alignment(one) for one in report.mechanism], list),
+        ("alignment", "Where perturbations point", lambda: [figures.alignment(one) for one in report.mechanism], list),
         (
             "amplification",
             "Amplification by layer",
-            lambda: [panels.amplification(norm, [(name, one.mechanism) for name, one in models]) for norm in felt],
+            lambda: [figures.amplification(norm, [(name, one.mechanism) for name, one in models]) for norm in felt],
             list,
         ),
         ("decisions", "Decisions around a sample", list, lambda: _planes(report.pictures, names)),
@@ -170,7 +169,7 @@ def render(report: AuditReport) -> str:
 
 
 def _fill(report: AuditReport, shown: Mapping[str, Exhibit], data: Mapping[str, Any], most: int) -> str:
-    return sheet.fill(
+    return html.fill(
         "audit.html.j2",
         data,
         pack_above=_PACK_ABOVE,
@@ -207,4 +206,4 @@ def write(report: AuditReport, path: Path) -> Path:
     Raises:
         StoreError: the folder cannot be made or written.
     """
-    return sheet.put(render(report), path)
+    return html.put(render(report), path)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pinchpoint.records import DecisionPlane, Pictures
-from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit import text
 from pinchpoint.report.charts import svg
 from pinchpoint.report.class_names import called
 
@@ -28,7 +28,7 @@ def planes(item: Pictures, sample: int, names: Sequence[str] | None) -> str:
     tones = {label: svg.SERIES[min(place, len(svg.SERIES) - 1)] for place, label in enumerate(order)}
     entries = [(tones[label], called(label, names)[:_ROOM]) for label in order[: len(svg.SERIES)]]
     legend, below = svg.legend(54, entries)
-    title = f"Decisions around sample {sample}, {words.threat(item.norm, item.eps)}"
+    title = f"Decisions around sample {sample}, {text.threat(item.norm, item.eps)}"
     parts = [svg.text(20, 30, title, "title"), *legend]
     for place, plane in enumerate(drawn):
         parts += _plane(plane, 60 + place * (_SIDE + 70), below + 24, tones)
@@ -84,7 +84,7 @@ def representations(item: Pictures, names: Sequence[str] | None) -> str:
     points = [point[:2] for point in (*pca.clean, *pca.adversarial)]
     across, up = (svg.linear(min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (0, 1))
     left, top, width, tall = 70.0, below + 24, svg.WIDTH - 100.0, 400.0
-    title = f"Representations, {words.threat(item.norm, item.eps)}"
+    title = f"Representations, {text.threat(item.norm, item.eps)}"
     axes = [f"axis {place + 1}: {share:.0%} of the clean variance" for place, share in enumerate(pca.explained[:2])]
     parts = [svg.text(20, 30, title, "title"), *legend]
     parts += svg.panel((left, top, width, tall), f"upwards: {axes[-1]}", across, up, [])

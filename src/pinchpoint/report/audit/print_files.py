@@ -10,7 +10,7 @@ from pinchpoint.errors import ConfigError, StoreError
 from pinchpoint.records import AuditReport
 from pinchpoint.report.attempt import attempt
 from pinchpoint.report.audit import print as plates
-from pinchpoint.report.audit import print_decisions as views
+from pinchpoint.report.audit import print_decisions
 from pinchpoint.report.audit.figures import named
 
 
@@ -29,9 +29,9 @@ def drawn(report: AuditReport) -> dict[str, str]:
             made[f"layers-{item.norm}"] = partial(plates.layers, item.norm, traced)
     for shown in report.pictures:
         for sample in dict.fromkeys(plane.sample for plane in shown.planes):
-            made[f"decisions-{shown.norm}-{sample}"] = partial(views.planes, shown, sample, names)
+            made[f"decisions-{shown.norm}-{sample}"] = partial(print_decisions.planes, shown, sample, names)
         if shown.pca.labels:
-            made[f"representations-{shown.norm}"] = partial(views.representations, shown, names)
+            made[f"representations-{shown.norm}"] = partial(print_decisions.representations, shown, names)
     found = {name: attempt(f"the figure {name}", draw, "") for name, draw in made.items()}
     return {name: text for name, text in found.items() if text}
 

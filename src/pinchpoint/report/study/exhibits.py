@@ -8,8 +8,7 @@ from typing import Any
 from pinchpoint.report.charts import palette
 from pinchpoint.report.charts.plotly import Panel
 from pinchpoint.report.exhibit import Exhibit, contents
-from pinchpoint.report.study import figures
-from pinchpoint.report.study import selectors as choices
+from pinchpoint.report.study import figures, selectors
 from pinchpoint.report.study.data import Material
 
 _OPTIONAL = ("decisions", "representations")
@@ -38,9 +37,9 @@ def exhibits(material: Material) -> dict[str, Exhibit]:
         ("representations", "Representations, clean and attacked", []),
     ]
     chosen = {
-        "spectra": choices.spectra(material),
-        "decisions": choices.decisions(material),
-        "representations": choices.representations(material),
+        "spectra": selectors.spectra(material),
+        "decisions": selectors.decisions(material),
+        "representations": selectors.representations(material),
     }
     shown: dict[str, Exhibit] = {}
     for name, title, panels in made:

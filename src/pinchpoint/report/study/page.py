@@ -8,7 +8,7 @@ from pathlib import Path
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Run, Summary
 from pinchpoint.records.base import NORM_NAMES
-from pinchpoint.report import html as sheet
+from pinchpoint.report import html
 from pinchpoint.report.glossary import TERMS
 from pinchpoint.report.study import verdicts
 from pinchpoint.report.study.claims import claim_groups
@@ -40,7 +40,7 @@ def render(summary: Summary, runs: Sequence[Run]) -> str:
         )
     material = gather(summary, runs)
     shown = exhibits(material)
-    return sheet.fill(
+    return html.fill(
         "page.html.j2",
         payload(material, shown),
         pack_above=PACK_ABOVE,
@@ -71,4 +71,4 @@ def write(summary: Summary, runs: Sequence[Run], path: Path) -> Path:
     Raises:
         StoreError: there are no runs, or the folder cannot be written.
     """
-    return sheet.put(render(summary, runs), path)
+    return html.put(render(summary, runs), path)

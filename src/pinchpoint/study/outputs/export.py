@@ -22,7 +22,7 @@ from pinchpoint.study.analysis.rows import read_rows
 from pinchpoint.study.config.study import StudyConfig
 from pinchpoint.study.graph.plan import plan
 from pinchpoint.study.outputs.files import write_whole
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 from pinchpoint.study.store.remote import open_address
 from pinchpoint.study.store.store import Store
 
@@ -83,7 +83,7 @@ def send(rows: Sequence[Row], address: str) -> None:
 
 
 def _parquet(rows: Sequence[Row], path: Path) -> None:
-    tables.write(_frame(rows), path)
+    parquet.write(_frame(rows), path)
 
 
 def _csv(rows: Sequence[Row], path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pinchpoint.errors import StoreError
 from pinchpoint.records import Summary
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 from pinchpoint.study.store.store import Writing, half_written
 
 
@@ -41,7 +41,7 @@ def write_rows(folder: Path, rows: Iterable[dict[str, object]]) -> Path:
     import polars
 
     frame = polars.DataFrame(list(rows), infer_schema_length=None)
-    return write_whole(folder / "records.parquet", lambda temporary: tables.write(frame, temporary))
+    return write_whole(folder / "records.parquet", lambda temporary: parquet.write(frame, temporary))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:

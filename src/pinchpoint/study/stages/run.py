@@ -21,7 +21,7 @@ from pinchpoint.records import STAGE_KINDS, Record, StageRecord
 from pinchpoint.records.stages import MODEL_STAGES
 from pinchpoint.study.config.cell import Cell
 from pinchpoint.study.graph.stages import Key, Stage
-from pinchpoint.study.stages import audit as auditing
+from pinchpoint.study.stages import audit
 from pinchpoint.study.stages import models as making
 from pinchpoint.study.store.store import Store
 from pinchpoint.utils.device import device_of
@@ -99,7 +99,7 @@ def _work(stage: Stage, store: Store, folder: Path) -> Record:
     if stage.kind == "compress":
         return making.compress(stage, models[0], data, device, folder)
     points = [store.folder(key) for key in stage.parents if key[0] == "attack"]
-    return auditing.look(stage, models, data, points[0] if points else None, folder)
+    return audit.look(stage, models, data, points[0] if points else None, folder)
 
 
 @functools.lru_cache(maxsize=2)

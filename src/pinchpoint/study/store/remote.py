@@ -24,7 +24,7 @@ import polars
 from pinchpoint.errors import ConfigError, PinchpointError, StoreError
 from pinchpoint.records import StageRecord
 from pinchpoint.study.graph.stages import Key, Kind
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 from pinchpoint.study.store.store import DONE, FAILED, RECORD, Store, at_it, half_written, me
 
 _KEPT = 8
@@ -128,7 +128,7 @@ class RemoteStore(Store):
         with self.writing(), half_written(self.root) as temporary:
             work = Path(temporary)
             record = fill(work)
-            tables.write(tables.frame(key[0], [record]), work / RECORD)
+            parquet.write(parquet.frame(key[0], [record]), work / RECORD)
             there = f"{self._base}/{FAILED if record.status == 'failed' else DONE}/{key[0]}/{key[1]}"
             files = [path for path in sorted(work.rglob("*")) if path.is_file() and path.name != RECORD]
             if not self._exists(f"{there}/{RECORD}"):

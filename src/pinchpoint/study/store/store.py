@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from pinchpoint.errors import StoreError
 from pinchpoint.records import StageRecord
 from pinchpoint.study.graph.stages import KINDS, Key, Kind
-from pinchpoint.study.store import parquet as tables
+from pinchpoint.study.store import parquet
 
 RECORD, DONE, FAILED = "record.parquet", "stages", "failed"
 _STALE = 120.0
@@ -120,7 +120,7 @@ class Store:
             StoreError: where one is damaged or was written by a newer version.
         """
         for kind, name in {key[0]: key for key in keys}.values():
-            tables.read(kind, self._records(DONE, kind, [name]))
+            parquet.read(kind, self._records(DONE, kind, [name]))
 
     def load(self, keys: Iterable[Key]) -> dict[Key, StageRecord]:
         """Records of stages, failed ones too; those that are not there are left out.
@@ -137,10 +137,10 @@ class Store:
             failed = sorted(name for name in names if (kind, name) in bad - there)
             table = self.table(kind, {name for name in names if (kind, name) in there})
             if failed:
-                more = tables.read(kind, self._records(FAILED, kind, failed))
+                more = parquet.read(kind, self._records(FAILED, kind, failed))
                 table = polars.concat([table, more])
             try:
-                found.update({(kind, record.id): record for record in tables.records(kind, table)})
+                found.update({(kind, record.id): record for record in parquet.records(kind, table)})
             except (ValidationError, ValueError) as error:
                 seen = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
                 remedy = f"delete it, and {self.root / 'segments'}, and run the study again"
@@ -156,10 +156,10 @@ class Store:
             here = left & copied
             if here:
                 with contextlib.suppress(StoreError):
-                    parts.append(tables.read(kind, [path], columns).filter(polars.col("id").is_in(list(here))))
+                    parts.append(parquet.read(kind, [path], columns).filter(polars.col("id").is_in(list(here))))
                     left -= here
         if left or not parts:
-            loose = tables.read(kind, self._records(DONE, kind, left))  # many files are read sooner whole than in part
+            loose = parquet.read(kind, self._records(DONE, kind, left))  # many files are read sooner whole than in part
             parts.append(loose.select(columns or polars.all()))
         return polars.concat(parts)
 
@@ -178,7 +178,7 @@ class Store:
                 work = Path(temporary) / key[1]
                 work.mkdir()
                 record = fill(work)
-                tables.write(tables.frame(key[0], [record]), work / RECORD)
+                parquet.write(parquet.frame(key[0], [record]), work / RECORD)
                 where = self.folder(key)
                 if record.status == "failed":
                     where = self.root / FAILED / key[0] / key[1]
@@ -214,7 +214,7 @@ class Store:
             loose = names - copied
             if len(loose) <= above:
                 continue
-            table = tables.read(kind, self._records(DONE, kind, loose))
+            table = parquet.read(kind, self._records(DONE, kind, loose))
             self._add_segment(kind, hashlib.sha256("".join(sorted(loose)).encode()).hexdigest()[:16], table)
 
     def _records(self, where: str, kind: Kind, names: Iterable[str]) -> list[Path]:
@@ -226,7 +226,7 @@ class Store:
             path = self.root / "segments" / kind / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             with half_written(self.root) as temporary:
-                tables.write(table, Path(temporary) / path.name)
+                parquet.write(table, Path(temporary) / path.name)
                 (Path(temporary) / path.name).replace(path)
 
     def _drop_segments(self, kind: Kind) -> None:
@@ -236,7 +236,7 @@ class Store:
         """Those that can be read, and whose records they hold; they are copies, the directories have the records."""
         for path in sorted((self.root / "segments" / kind).glob("*.parquet")):
             with contextlib.suppress(StoreError):
-                yield path, set(tables.read(kind, [path], [polars.col("id")])["id"])
+                yield path, set(parquet.read(kind, [path], [polars.col("id")])["id"])
 
     # --- who is at what ---------------------------------------------------------------------------------------------
 

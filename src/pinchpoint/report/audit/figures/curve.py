@@ -7,7 +7,7 @@ from typing import Any
 
 from pinchpoint.records import ThreatNorm, ThreatReport
 from pinchpoint.records.base import NORM_NAMES
-from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit import text
 from pinchpoint.report.audit.figures.common import model_color
 from pinchpoint.report.charts.palette import INK
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, number, plain, stack, upright
@@ -32,7 +32,7 @@ def _share_line(threat: ThreatReport, name: str, color: str, group: str, *, cert
         "mode": "lines" if certified else "lines+markers",
         "x": [number(eps) for eps, _, _ in known],
         "y": [number(value) for _, value, _ in known],
-        "customdata": [[words.interval(point.robust), words.threat(threat.norm, eps)] for eps, _, point in known],
+        "customdata": [[text.interval(point.robust), text.threat(threat.norm, eps)] for eps, _, point in known],
         "name": plain(name),
         "line": {"color": color, "width": 2.5, "dash": "dash" if certified else "solid"},
         "marker": {"color": color, "size": 6},
@@ -99,7 +99,7 @@ def curve(norm: ThreatNorm, models: Models) -> Panel:
         points = sorted(item.curve, key=lambda point: point.eps)
         told.append(
             f"{name}: "
-            + ", ".join(f"{budget(norm, point.eps)}: {words.percent(point.robust.value)}" for point in points)
+            + ", ".join(f"{budget(norm, point.eps)}: {text.percent(point.robust.value)}" for point in points)
         )
     keys.append(Key("left by attacks, 95 % interval", "attacked", INK, line="solid", symbol="circle"))
     if certified:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pinchpoint.records import LayerMechanism, Mechanism, ThreatNorm
 from pinchpoint.records.base import NORM_NAMES
-from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit import text
 from pinchpoint.report.audit.figures.common import ADVERSARIAL, RANDOM, TICK, model_color, roomy, written_length
 from pinchpoint.report.charts.palette import MUTED
 from pinchpoint.report.charts.plotly import Figure, Key, Panel, Row, Trace, axis_names, number, plain, short, stack
@@ -77,7 +77,7 @@ def alignment(found: Mechanism) -> Panel:
             "meta": {"groups": ["adversarial"]},
         },
     ]
-    where = words.threat(found.norm, found.eps)
+    where = text.threat(found.norm, found.eps)
     return Panel(
         title=where,
         label=f"Alignment of the perturbation with each layer’s dominant directions, and of a random direction, {where}: "
@@ -108,7 +108,7 @@ def amplification(norm: ThreatNorm, models: Sequence[tuple[str, Sequence[Mechani
         }
         for place, name, item in drawn
     ]
-    where = words.threat(norm, drawn[0][2].eps) if drawn else NORM_NAMES[norm]
+    where = text.threat(norm, drawn[0][2].eps) if drawn else NORM_NAMES[norm]
     told = "; ".join(
         f"{name}: " + ", ".join(f"{layer.name} {layer.amplification:.2f}" for layer in item.layers)
         for _, name, item in drawn

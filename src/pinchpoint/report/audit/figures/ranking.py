@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pinchpoint.records import PinchPoint
-from pinchpoint.report.audit import text as words
+from pinchpoint.report.audit import text
 from pinchpoint.report.audit.figures.common import ADVERSARIAL, RANDOM, TICK, roomy, written_length
 from pinchpoint.report.charts.palette import MUTED
 from pinchpoint.report.charts.plotly import Key, Panel, Row, Trace, number, plain, short, stack
@@ -39,7 +39,7 @@ def shares(points: Sequence[PinchPoint]) -> Panel:
         "orientation": "h",
         "x": [number(point.share) for point in drawn],
         "y": list(range(len(drawn))),
-        "text": [words.percent(point.share) for point in drawn],
+        "text": [text.percent(point.share) for point in drawn],
         "textposition": "outside",
         "cliponaxis": False,
         "customdata": [[plain(point.layer), plain(point.kind)] for point in drawn],
@@ -60,7 +60,7 @@ def shares(points: Sequence[PinchPoint]) -> Panel:
     return Panel(
         title="Which layers pinch",
         label="Layers ranked by their share of the risk: "
-        + ", ".join(f"{point.layer} {words.percent(point.share)}" for point in drawn)
+        + ", ".join(f"{point.layer} {text.percent(point.share)}" for point in drawn)
         + f".{rest}",
         figure=roomy(stack([row], [trace]), left=max(0.0, written_length(names) - _LEFT)),
     )
