@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pinchpoint.attack import Threat
 from pinchpoint.errors import ConfigError
 from pinchpoint.records import STAGE_KINDS, ThreatNorm
 from pinchpoint.records.stages import AUDIT_STAGES
-from pinchpoint.utils.config import fraction
+from pinchpoint.utils.config import StrictModel, fraction
 
 if TYPE_CHECKING:
     Step = str
@@ -18,10 +18,8 @@ else:
     Step = Literal[AUDIT_STAGES]
 
 
-class ThreatConfig(BaseModel):
+class ThreatConfig(StrictModel):
     """A budget to judge at, and a rising grid of budgets for the curve (the judged one is added to it)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     norm: ThreatNorm
     eps: float = Field(ge=0, allow_inf_nan=False)
@@ -48,19 +46,15 @@ class ThreatConfig(BaseModel):
         return Threat(self.norm, self.eps if eps is None else eps)
 
 
-class CaptionsConfig(BaseModel):
+class CaptionsConfig(StrictModel):
     """Images and their captions, as ``pinchpoint.models.retrieval.load_captions`` reads them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str = Field(description="laid out like Flickr30k: a folder of images, and a file of captions beside it")
     split: str | None = Field(default=None, description="train, val or test of dataset_flickr30k.json; all where null")
 
 
-class AuditConfig(BaseModel):
+class AuditConfig(StrictModel):
     """What to measure, and how hard to attack."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stages: tuple[Step, ...] = Field(
         default=("bound", "attack", "universal", "mechanism"),

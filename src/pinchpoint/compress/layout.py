@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Annotated, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pinchpoint.compress.factorize import lowrank_like
@@ -18,15 +18,14 @@ from pinchpoint.compress.lowrank import LowRank
 from pinchpoint.errors import ModelError
 from pinchpoint.measure.attention import attention
 from pinchpoint.measure.weights import computed_tensors
+from pinchpoint.utils.config import StrictModel
 
 _WIDTHS = ("attn_dim", "all_head_dim", "inner_dim", "dim_out")
 """Names under which attention modules remember heads times head size; ``dim_out`` only where it is that."""
 
 
-class Selection(BaseModel):
+class Selection(StrictModel):
     """Which of ``inputs`` channels each output channel copies; -1 for zeros. No channel is copied twice."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: int = Field(ge=1)
     source: tuple[Annotated[int, Field(ge=-1)], ...] = Field(min_length=1)
@@ -39,18 +38,16 @@ class Selection(BaseModel):
         return self
 
 
-class Layout(BaseModel):
+class Layout(StrictModel):
     """Sizes that are not those of the architecture.
 
     ``shapes``: shape of each tensor that was cut, by its name in the architecture's state dict. ``selections``: of each
     module that selects channels. ``ranks``: of each layer that was then factorised.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
-    shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
-    selections: dict[str, Selection] = {}
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
+    shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = Field(default={})
+    selections: dict[str, Selection] = Field(default={})
 
 
 @runtime_checkable
@@ -87,7 +84,7 @@ def layout_of(base: nn.Module, model: nn.Module) -> Layout:
         after[f"{name}.weight"] = tuple(like.get_submodule(name).weight.shape)  # type: ignore[arg-type]
     shapes = {name: shape for name, shape in after.items() if name in before and shape != before[name]}
     originals = dict(base.named_modules())
-    selections: dict[str, Selection] = {}
+    selections: dict[str, Selection] = Field(default={})
     for name, module in model.named_modules():
         original = originals.get(name)
         if not (isinstance(module, SelectsChannels) and isinstance(original, SelectsChannels)):

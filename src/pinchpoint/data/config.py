@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from pinchpoint.errors import ConfigError
+from pinchpoint.utils.config import StrictModel
 
 NPZ_NAMES = ("mnist", "cifar10", "cifar100")
 TORCHVISION_NAMES = ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
@@ -15,10 +16,8 @@ FILE_KINDS = ("imagefolder", "imagenet", "huggingface")
 IMAGENET_SIZE = 224
 
 
-class DataConfig(BaseModel):
+class DataConfig(StrictModel):
     """Which data, and how it is split."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "digits"
     test_share: float = Field(default=0.25, gt=0, lt=1, description="only for data without a test set of its own")

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from pinchpoint.errors import ModelError
 from pinchpoint.records import Norm
+from pinchpoint.utils.config import StrictModel
 from pinchpoint.utils.numbers import check_normalisation
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(StrictModel):
     """Any network: ``mean`` and ``std`` (one value, or one a channel) normalise the input inside the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

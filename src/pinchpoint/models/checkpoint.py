@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,16 +15,14 @@ from torch import nn
 from pinchpoint.compress.layout import Layout, apply, layout_of
 from pinchpoint.errors import CheckpointError, ModelError
 from pinchpoint.models.build import AnyModelConfig, architecture, build
-from pinchpoint.utils.config import walk
+from pinchpoint.utils.config import StrictModel, walk
 
 _TENSORS, _CONFIG = "model.safetensors", "config.json"
 _LARGEST_CUT, _ALWAYS_BUILT = 64, 2**27
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(StrictModel):
     """What is needed to build the network again, and what data it was made for. A pruned or factorised one has a layout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     model: AnyModelConfig

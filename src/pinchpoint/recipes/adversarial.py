@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pinchpoint.attack import Threat, cross_entropy, pgd
@@ -15,21 +15,19 @@ from pinchpoint.attack.inner_pgd import inner_pgd
 from pinchpoint.data.part import Part
 from pinchpoint.evaluate import not_asked, robust_accuracy
 from pinchpoint.records import ThreatNorm
-from pinchpoint.utils.config import fraction
+from pinchpoint.utils.config import StrictModel, fraction
 from pinchpoint.utils.model_output import answer
 
 _COLLAPSED = 0.5  # of the best robust accuracy so far
 
 
-class AdversarialConfig(BaseModel):
+class AdversarialConfig(StrictModel):
     """The attack in the inner loop of training.
 
     ``pgd`` takes ``steps`` gradient steps (Madry et al. 2018); ``fast`` one, from a random start (Wong, Rice & Kolter
     2020), and robust accuracy against PGD is watched, because such training can collapse within an epoch. How much of each
     batch is attacked, and whether the loss is that of TRADES, says the training's own configuration.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["pgd", "fast"] = "pgd"
     norm: ThreatNorm = "linf"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from pinchpoint.errors import DataError
+from pinchpoint.utils.config import StrictModel
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(StrictModel):
     """What is done to each training image anew each time it is seen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     flip: bool = Field(default=False, description="mirror half of the images left to right")
     crop: int = Field(default=0, ge=0, description="pad by that many black pixels and cut the size out at random")

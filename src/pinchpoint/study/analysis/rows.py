@@ -180,10 +180,12 @@ _LAYERS = (
 
 
 def _metric(key: str) -> pl.Expr:
-    """A metric, where its stage's record holds it; a number in the path is a place in a list."""
+    """A metric, where its stage's record holds it; a number in the path is a place in a list, none where it is shorter."""
     expression = pl.col("result")
     for name in METRICS[key].path:
-        expression = expression.list.get(int(name)) if name.isdigit() else expression.struct.field(name)
+        expression = (
+            expression.list.get(int(name), null_on_oob=True) if name.isdigit() else expression.struct.field(name)
+        )
     return expression.alias(key)
 
 

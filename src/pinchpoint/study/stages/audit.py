@@ -23,8 +23,8 @@ _POINTS = "points.safetensors"
 
 
 @dataclass(frozen=True)
-class Task:
-    """A stage with what it needs.
+class Inputs:
+    """What a stage looks at.
 
     Attributes:
         models: the one judged, then a surrogate where there is one.
@@ -93,59 +93,61 @@ def look(stage: Stage, models: list[nn.Module], data: AnyDataset, points: Path |
     """
     device = next(models[0].parameters()).device
     attacked = None if points is None else load_file(points / _POINTS)["x"].to(device)
-    return _STEPS[stage.kind](Task(stage, models, data, attacked, folder))
+    return _STEPS[stage.kind](Inputs(stage, models, data, attacked, folder))
 
 
-def _bound(task: Task) -> Record:
+def _bound(inputs: Inputs) -> Record:
     """Paced by operations, so that every run gives the same digits."""
-    return steps.bound(task.model, task.x, task.y, task.threat, task.config, by_clock=False)
+    return steps.bound(inputs.model, inputs.x, inputs.y, inputs.threat, inputs.config, by_clock=False)
 
 
-def _attack(task: Task) -> Record:
-    result, worst = steps.attack(task.model, task.x, task.y, task.threat, task.config, task.stage.seed)
-    save_file({"x": worst[: task.config.traced_samples].cpu().contiguous()}, task.folder / _POINTS)
+def _attack(inputs: Inputs) -> Record:
+    result, worst = steps.attack(inputs.model, inputs.x, inputs.y, inputs.threat, inputs.config, inputs.stage.seed)
+    save_file({"x": worst[: inputs.config.traced_samples].cpu().contiguous()}, inputs.folder / _POINTS)
     return result
 
 
-def _universal(task: Task) -> Record:
-    fit = (task.data.x_train.to(task.x.device), task.data.y_train.to(task.x.device))
-    return steps.fool(task.model, fit, task.x, task.y, task.threat, task.config, task.stage.seed)
+def _universal(inputs: Inputs) -> Record:
+    fit = (inputs.data.x_train.to(inputs.x.device), inputs.data.y_train.to(inputs.x.device))
+    return steps.fool(inputs.model, fit, inputs.x, inputs.y, inputs.threat, inputs.config, inputs.stage.seed)
 
 
-def _transferred(task: Task) -> Record:
-    surrogate = task.models[1]
-    return steps.carry(surrogate, task.model, task.x, task.y, task.threat, task.config, task.stage.seed)
+def _transferred(inputs: Inputs) -> Record:
+    surrogate = inputs.models[1]
+    return steps.carry(surrogate, inputs.model, inputs.x, inputs.y, inputs.threat, inputs.config, inputs.stage.seed)
 
 
-def _mechanism(task: Task) -> Record:
-    return steps.explain(task.model, task.x[: len(task.points)], task.points, task.threat, task.config)
+def _mechanism(inputs: Inputs) -> Record:
+    return steps.explain(inputs.model, inputs.x[: len(inputs.points)], inputs.points, inputs.threat, inputs.config)
 
 
-def _pictures(task: Task) -> Record:
-    count = len(task.points)
-    return steps.draw(task.model, task.x[:count], task.points, task.y[:count], task.threat, task.config)
+def _pictures(inputs: Inputs) -> Record:
+    count = len(inputs.points)
+    return steps.draw(inputs.model, inputs.x[:count], inputs.points, inputs.y[:count], inputs.threat, inputs.config)
 
 
-def _retrieval(task: Task) -> Retrieved:
+def _retrieval(inputs: Inputs) -> Retrieved:
     """With the text tower as it was before training, which is how it still is: the penalty and the loss move the other."""
-    config, captions, stage = task.stage.cell.model, task.config.captions, task.stage
+    config, captions, stage = inputs.stage.cell.model, inputs.config.captions, inputs.stage
     assert isinstance(config, ZeroShotConfig)
     assert captions is not None
     captioned = load_captions(Path(captions.folder).expanduser(), captions.split)
-    clip = with_tower(config.clip(task.data.input_shape, seed=stage.seed), task.model)
+    clip = with_tower(config.clip(inputs.data.input_shape, seed=stage.seed), inputs.model)
     found = retrieval(clip, captioned, workers=stage.cell.judged_data.workers)
     recalls = {"image_to_text": found.image_to_text, "text_to_image": found.text_to_image}
     shares = {f"{way}_{k}": share for way, by_k in recalls.items() for k, share in by_k.items()}
     return Retrieved(images=len(captioned.images), captions=len(captioned.captions), **shares)
 
 
-_STEPS: dict[str, Callable[[Task], Record]] = {
-    "profile": lambda task: steps.measure(task.model, task.x, task.y, task.config),
+_STEPS: dict[str, Callable[[Inputs], Record]] = {
+    "profile": lambda inputs: steps.measure(inputs.model, inputs.x, inputs.y, inputs.config),
     "bound": _bound,
     "attack": _attack,
     "universal": _universal,
     "mechanism": _mechanism,
-    "query": lambda task: steps.query(task.model, task.x, task.y, task.threat, task.config, task.stage.seed),
+    "query": lambda inputs: steps.query(
+        inputs.model, inputs.x, inputs.y, inputs.threat, inputs.config, inputs.stage.seed
+    ),
     "transferred": _transferred,
     "pictures": _pictures,
     "retrieval": _retrieval,
