@@ -84,7 +84,7 @@ def layout_of(base: nn.Module, model: nn.Module) -> Layout:
         after[f"{name}.weight"] = tuple(like.get_submodule(name).weight.shape)  # type: ignore[arg-type]
     shapes = {name: shape for name, shape in after.items() if name in before and shape != before[name]}
     originals = dict(base.named_modules())
-    selections: dict[str, Selection] = Field(default={})
+    selections: dict[str, Selection] = {}
     for name, module in model.named_modules():
         original = originals.get(name)
         if not (isinstance(module, SelectsChannels) and isinstance(original, SelectsChannels)):
